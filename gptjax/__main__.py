@@ -1,0 +1,3 @@
+from gptjax.cli import main
+
+main()

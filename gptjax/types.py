@@ -1,0 +1,105 @@
+"""The training state and the batches: frozen pytrees that hold arrays only."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+
+Params: TypeAlias = Any  # nested dict of arrays
+Metrics: TypeAlias = dict[str, jax.Array]
+_T = TypeVar("_T", bound=type)
+
+
+def _pytree(cls: _T) -> _T:
+    names = [field.name for field in dataclasses.fields(cls)]
+    return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything that a resume needs; every leaf lives on the mesh.
+
+    step: i32[], updates made so far.  key: u32[2], root of all randomness of the run (raw threefry key data).
+    frozen: parameters that the model uses and the optimizer leaves alone ({} when there are none).
+    extra: named arrays that a task carries along (KL coefficient, reward bias and gain, counters).
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    key: jax.Array
+    frozen: Params
+    extra: dict[str, jax.Array]
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
+class LmBatch:
+    """Rows of one or more packed documents (language modelling) or conversations (supervised fine-tuning).
+
+    tokens_BT: i32.  targets_BT: i32, the token after each one, shifted on the host.
+    segments_BT: i32, 0 = padding, 1..n = document within the row.  positions_BT: i32, restart at 0 in each document.
+    weights_BT: f32, weight of each target; 0 where the next token belongs to another document or is padding.
+    """
+
+    tokens_BT: Any
+    targets_BT: Any
+    segments_BT: Any
+    positions_BT: Any
+    weights_BT: Any
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
+class RewardBatch:
+    """Prompts with C ranked candidate responses each; all candidates of a prompt are one batch element.
+
+    tokens_BCT: i32, prompt + response (end-of-turn included if it was emitted), padded on the right.
+    lengths_BC: i32, real tokens; 0 = no such candidate.
+    ranks_BC: i32, 1 = best, equal ranks are ties; 0 = no such candidate.
+    """
+
+    tokens_BCT: Any
+    lengths_BC: Any
+    ranks_BC: Any
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
+class PromptBatch:
+    """Prompts to answer, padded on the left so that every response begins in the same column.
+
+    tokens_BP: i32.  lengths_B: i32, real tokens, the last `lengths_B[b]` columns.
+    """
+
+    tokens_BP: Any
+    lengths_B: Any
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """Responses of the policy with all that a PPO update needs; entry r of an array [B, R] belongs to response token r.
+
+    tokens_BT, segments_BT, positions_BT: i32[B, P + R], left-padded prompt, then the response.
+    mask_BR: bool, true up to and including the end-of-turn token.
+    logp_old_BR, logp_ref_BR: f32 (nats), under the policy that sampled and under the reference.
+    values_BR: f32 (reward units), the critic's estimate before each token.
+    rewards_BR, advantages_BR, returns_BR: f32 (reward units); advantages are not whitened.
+    scores_B: f32, reward-model score after normalisation and the missing-end rule.  ended_B: bool.
+    """
+
+    tokens_BT: Any
+    segments_BT: Any
+    positions_BT: Any
+    mask_BR: Any
+    logp_old_BR: Any
+    logp_ref_BR: Any
+    values_BR: Any
+    rewards_BR: Any
+    advantages_BR: Any
+    returns_BR: Any
+    scores_B: Any
+    ended_B: Any
