@@ -51,13 +51,15 @@ def gathered_spec(letters: str) -> PartitionSpec:
     return _spec(letters, _PARAM | {"D": None})
 
 
-def act_spec(letters: str) -> PartitionSpec:
+def act_spec(letters: str, *, decoding: bool = False) -> PartitionSpec:
     """The layout of an activation: "BTNH" -> P(("data", "fsdp", "expert"), "context", "tensor", None).
+
+    While decoding T is a single position, which cannot be spread over `context`.
 
     Raises:
         ValueError: a letter has no layout, or two dims would land on one mesh axis.
     """
-    return _spec(letters, _ACT)
+    return _spec(letters, _ACT | {"T": None} if decoding else _ACT)
 
 
 def _spec(letters: str, table: Mapping[str, str | tuple[str, ...] | None]) -> PartitionSpec:

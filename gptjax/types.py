@@ -1,6 +1,7 @@
 """The training state and the batches: frozen pytrees that hold arrays only."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -103,3 +104,49 @@ class Rollout:
     returns_BR: Any
     scores_B: Any
     ended_B: Any
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Keys and values of the positions seen so far, float[L, B, S, K, H] each."""
+
+    k_LBSKH: Any
+    v_LBSKH: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A language model as the steps know it: pure functions, and two trees shaped like its parameters.
+
+    init(key) -> params
+    hidden(params, frozen, tokens_BT, segments_BT, positions_BT, *, causal=True, key=None) -> h_BTD; a key means dropout
+    unembed(params, frozen, h_BTD, *, decoding=False) -> logits_BTV, at least float32; decoding: T is one position
+    prefill(params, frozen, tokens_BT, segments_BT, positions_BT, *, slots) -> (cache, h_BTD)
+    decode(params, frozen, cache, token_BT, segments_BS, positions_BT, index) -> (cache, h_BTD), T = 1
+    gather(params) -> params in the compute dtype and gathered over `fsdp`, for many decoding steps
+    roles: matrix, bias, norm or embedding for each parameter.  letters: its dimensions (see gptjax.dims).
+    """
+
+    init: Callable[..., Params]
+    hidden: Callable[..., jax.Array]
+    unembed: Callable[..., jax.Array]
+    prefill: Callable[..., Any]
+    decode: Callable[..., Any]
+    gather: Callable[[Params], Params]
+    roles: Params
+    letters: Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalarModel:
+    """A model with one number per position: the reward model and the value model.
+
+    init(key) -> params
+    values(params, frozen, tokens_BT, segments_BT, positions_BT, *, key=None) -> f32[B, T]
+    """
+
+    init: Callable[..., Params]
+    values: Callable[..., jax.Array]
+    roles: Params
+    letters: Params

@@ -1,0 +1,35 @@
+"""A Transformer with a scalar head: the reward model and the value model."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gptjax.model.config import ModelConfig
+from gptjax.model.layers import declare, use
+from gptjax.model.transformer import Transformer
+
+
+class ScalarTransformer(nnx.Module):
+    """One number per position instead of logits.
+
+    The head starts at N(0, 1 / (D + 1)) with bias 0, as in Ziegler et al.'s code.
+    """
+
+    def __init__(self, config: ModelConfig):
+        self.trunk = Transformer(config)
+        self.head_D = declare(config, "D", "matrix", std=(config.width + 1) ** -0.5)
+        self.bias_1 = declare(config, "1", "bias")
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array,
+        positions_BT: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """f32[B, T], the scalar at each position."""
+        h_BTD = self.trunk(tokens_BT, segments_BT, positions_BT, key=key)
+        h_BTD = h_BTD.astype(jnp.promote_types(h_BTD.dtype, jnp.float32))
+        values_BT = jnp.einsum("BTD,D->BT", h_BTD, use(self.head_D, "D", h_BTD.dtype))
+        return values_BT + use(self.bias_1, "1", h_BTD.dtype)[None]

@@ -1,0 +1,114 @@
+"""The decoder Transformer: embedding, scanned blocks, final norm, unembedding; and its one-token form with a cache."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import reshard
+
+from gptjax import dims
+from gptjax.model.config import ModelConfig
+from gptjax.model.layers import Block, Norm, declare, dropout, use
+from gptjax.nn.embedding import lookup, unembed
+from gptjax.types import Cache
+
+_REMAT = {
+    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Transformer(nnx.Module):
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self.embedding_VD = declare(config, "VD", "embedding", std=0.02)
+        self.position_TD = (
+            declare(config, "TD", "embedding", std=0.02) if config.positions == "learned" else None
+        )
+        self.blocks = Block(config)
+        self.final_norm = Norm(config, "")
+        self.unembedding_VD = None if config.tied else declare(config, "VD", "embedding", std=config.width**-0.5)
+
+    def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array, *, decoding: bool = False) -> jax.Array:
+        dtype = jnp.dtype(self.config.dtype)
+        h_BTD = lookup(use(self.embedding_VD, "VD", dtype), tokens_BT, decoding=decoding)
+        if self.position_TD is None:
+            return h_BTD
+        table_TD = use(self.position_TD, "TD", dtype)
+        return h_BTD + table_TD.at[positions_BT].get(out_sharding=dims.act_spec("BTD", decoding=decoding))
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array,
+        positions_BT: jax.Array,
+        *,
+        causal: bool = True,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Hidden states f[B, T, D] after the final norm."""
+        h_BTD, _ = self._blocks(tokens_BT, segments_BT, positions_BT, causal, key, keep_cache=False)
+        return h_BTD
+
+    def prefill(
+        self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, *, slots: int
+    ) -> tuple[Cache, jax.Array]:
+        """Hidden states of the prompt, and a cache with room for `slots` positions whose first T are filled."""
+        h_BTD, (k_LBTKH, v_LBTKH) = self._blocks(tokens_BT, segments_BT, positions_BT, True, None, keep_cache=True)
+        room = [(0, 0), (0, 0), (0, slots - tokens_BT.shape[1]), (0, 0), (0, 0)]
+        spec = dims.act_spec("LBSKH")
+        cache = Cache(
+            k_LBSKH=jnp.pad(reshard(k_LBTKH, spec), room),
+            v_LBSKH=jnp.pad(reshard(v_LBTKH, spec), room),
+        )
+        return cache, h_BTD
+
+    def decode(
+        self,
+        cache: Cache,
+        token_BT: jax.Array,
+        segments_BS: jax.Array,
+        positions_BT: jax.Array,
+        index: jax.Array,
+    ) -> tuple[Cache, jax.Array]:
+        """One more token for each row: hidden states f[B, 1, D] and the cache with slot `index` filled."""
+        graph, blocks = nnx.split(self.blocks)
+
+        def body(carry, layer):
+            h_BTD, k_LBSKH, v_LBSKH = carry
+            params, number = layer
+            k_BSKH = jax.lax.dynamic_index_in_dim(k_LBSKH, number, keepdims=False)
+            v_BSKH = jax.lax.dynamic_index_in_dim(v_LBSKH, number, keepdims=False)
+            block = nnx.merge(graph, params)
+            h_BTD, k_BSKH, v_BSKH = block.decode(h_BTD, k_BSKH, v_BSKH, segments_BS, positions_BT, index)
+            k_LBSKH = jax.lax.dynamic_update_index_in_dim(k_LBSKH, k_BSKH, number, 0)
+            v_LBSKH = jax.lax.dynamic_update_index_in_dim(v_LBSKH, v_BSKH, number, 0)
+            return (h_BTD, k_LBSKH, v_LBSKH), None
+
+        token_BT, positions_BT = (reshard(x, dims.act_spec("BT", decoding=True)) for x in (token_BT, positions_BT))
+        h_BTD = self.embed(token_BT, positions_BT, decoding=True)
+        carry = (h_BTD, cache.k_LBSKH, cache.v_LBSKH)
+        (h_BTD, k_LBSKH, v_LBSKH), _ = jax.lax.scan(body, carry, (blocks, jnp.arange(self.config.layers)))
+        return Cache(k_LBSKH=k_LBSKH, v_LBSKH=v_LBSKH), self.final_norm(h_BTD)
+
+    def unembed(self, h_BTD: jax.Array, *, decoding: bool = False) -> jax.Array:
+        table = self.embedding_VD if self.unembedding_VD is None else self.unembedding_VD
+        return unembed(h_BTD, use(table, "VD", h_BTD.dtype), decoding=decoding)
+
+    def _blocks(self, tokens_BT, segments_BT, positions_BT, causal, key, *, keep_cache):
+        graph, blocks = nnx.split(self.blocks)
+        numbers = jnp.arange(self.config.layers)
+
+        def body(h_BTD, layer):
+            params, number = layer
+            layer_key = None if key is None else jax.random.fold_in(key, number)
+            block = nnx.merge(graph, params)
+            h_BTD, k_BTKH, v_BTKH = block(h_BTD, segments_BT, positions_BT, causal=causal, key=layer_key)
+            return h_BTD, (k_BTKH, v_BTKH) if keep_cache else None
+
+        if policy := _REMAT.get(self.config.remat):
+            body = jax.checkpoint(body, policy=policy)
+        h_BTD = self.embed(tokens_BT, positions_BT)
+        if key is not None:
+            h_BTD = dropout(h_BTD, self.config.dropout, jax.random.fold_in(key, self.config.layers), "BTD")
+        h_BTD, cache = jax.lax.scan(body, h_BTD, (blocks, numbers))
+        return self.final_norm(h_BTD), cache

@@ -1,0 +1,110 @@
+"""Attention: the mask, the reference kernel, and the one signature that every kernel obeys.
+
+Kernels see the local block of each device (they run under `shard_map`): queries of this device's batch rows, positions and
+heads against all S keys of the same rows.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from gptjax import dims
+
+
+def attention_mask(
+    q_segments_BT: jax.Array, kv_segments_BS: jax.Array, q_offset: jax.Array | int, *, causal: bool
+) -> jax.Array:
+    """Which positions may be attended: same document, not padding and, if causal, not later.
+
+    Args:
+        q_segments_BT: i32[B, T], document of each query; 0 = padding.
+        kv_segments_BS: i32[B, S], document of each key; 0 = padding or an empty cache slot.
+        q_offset: index of the first query on the axis of the keys.
+        causal: forbid keys with a larger index than the query's.
+
+    Returns:
+        bool[B, T, S]; a padded query attends nothing.
+    """
+    same_BTS = (q_segments_BT[:, :, None] == kv_segments_BS[:, None, :]) & (q_segments_BT > 0)[:, :, None]
+    if not causal:
+        return same_BTS
+    q_T = jnp.arange(q_segments_BT.shape[1]) + q_offset
+    s_S = jnp.arange(kv_segments_BS.shape[1])
+    return same_BTS & (s_S[None, None, :] <= q_T[None, :, None])
+
+
+def reference_kernel(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, *, scale: float
+) -> jax.Array:
+    """Softmax attention with grouped queries; scores and softmax in at least float32.
+
+    Args:
+        q_BTNH: float[B, T, N, H]; query head n reads key-value head n // (N / K).
+        k_BSKH: float[B, S, K, H].
+        v_BSKH: float[B, S, K, H].
+        mask_BTS: bool[B, T, S].
+        scale: factor on the scores.
+
+    Returns:
+        float[B, T, N, H] in q's dtype; 0 where a query attends nothing.
+    """
+    batch, length, heads, width = q_BTNH.shape
+    kv_heads = k_BSKH.shape[2]
+    dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+    q_BTKGH = (q_BTNH * scale).reshape(batch, length, kv_heads, heads // kv_heads, width)
+    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=dtype)
+    mask_B11TS = mask_BTS[:, None, None]
+    scores_BKGTS = jnp.where(mask_B11TS, scores_BKGTS, jnp.finfo(dtype).min)
+    weights_BKGTS = jnp.where(mask_B11TS, jax.nn.softmax(scores_BKGTS, axis=-1), 0.0).astype(q_BTNH.dtype)
+    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
+    return out_BTKGH.reshape(batch, length, heads, width)
+
+
+def attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    q_segments_BT: jax.Array,
+    kv_segments_BS: jax.Array,
+    *,
+    causal: bool,
+    q_offset: jax.Array | int = 0,
+    decoding: bool = False,
+) -> jax.Array:
+    """Attention over a mesh: batch rows, query positions and heads stay where they are, keys are gathered over `context`.
+
+    Args:
+        q_BTNH: float[B, T, N, H].
+        k_BSKH: float[B, S, K, H]; N is a multiple of K.
+        v_BSKH: float[B, S, K, H].
+        q_segments_BT: i32[B, T]; 0 = padding.
+        kv_segments_BS: i32[B, S]; 0 = padding or an empty cache slot.
+        causal: forbid keys with a larger index than the query's.
+        q_offset: index of query 0 on the axis of the keys (the cache position while decoding).
+        decoding: queries are not spread over `context`.
+
+    Returns:
+        float[B, T, N, H] in q's dtype and layout.
+    """
+
+    def local(q_BTNH, k_BSKH, v_BSKH, q_segments_BT, kv_segments_BS, q_offset):
+        if not decoding:
+            q_offset = q_offset + jax.lax.axis_index("context") * q_BTNH.shape[1]
+        mask_BTS = attention_mask(q_segments_BT, kv_segments_BS, q_offset, causal=causal)
+        return reference_kernel(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=q_BTNH.shape[-1] ** -0.5)
+
+    q_spec = dims.act_spec("BTNH", decoding=decoding)
+    kv_spec = dims.act_spec("BSKH")
+    segment_spec = dims.act_spec("BS")
+    return jax.shard_map(
+        local,
+        in_specs=(q_spec, kv_spec, kv_spec, dims.act_spec("BT", decoding=decoding), segment_spec, PartitionSpec()),
+        out_specs=q_spec,
+    )(
+        q_BTNH,
+        jax.sharding.reshard(k_BSKH, kv_spec),
+        jax.sharding.reshard(v_BSKH, kv_spec),
+        q_segments_BT,
+        jax.sharding.reshard(kv_segments_BS, segment_spec),
+        jnp.asarray(q_offset, jnp.int32),
+    )
