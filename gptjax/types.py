@@ -81,6 +81,15 @@ class PromptBatch:
 
 @_pytree
 @dataclass(frozen=True, kw_only=True)
+class PpoBatch:
+    """What a rollout starts from: prompts, and pre-training rows to mix into its updates (PPO-ptx) or None."""
+
+    prompts: PromptBatch
+    pretrain: LmBatch | None = None
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
 class Rollout:
     """Responses of the policy with all that a PPO update needs; entry r of an array [B, R] belongs to response token r.
 
@@ -90,6 +99,7 @@ class Rollout:
     values_BR: f32 (reward units), the critic's estimate before each token.
     rewards_BR, advantages_BR, returns_BR: f32 (reward units); advantages are not whitened.
     scores_B: f32, reward-model score after normalisation and the missing-end rule.  ended_B: bool.
+    pretrain: rows for PPO-ptx, or None.
     """
 
     tokens_BT: Any
@@ -104,6 +114,7 @@ class Rollout:
     returns_BR: Any
     scores_B: Any
     ended_B: Any
+    pretrain: LmBatch | None = None
 
 
 @_pytree

@@ -1,0 +1,74 @@
+"""From a bare machine to a chat: pre-training, supervised fine-tuning, a reward model and PPO on two CPU cores.
+
+    gptjax run experiments/chatgpt_mini.py
+
+The corpus is the documentation of the Python that runs this; the questions are about its library; the labeler is a
+program (see gptjax/data/labeler.py). Expected figures: docs/log.md.
+"""
+
+from gptjax.data.labeler import SimulatedLabeler
+from gptjax.model.config import ModelConfig
+from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.run.experiment import Experiment, Recipe
+from gptjax.run.tasks.lm import LmTask
+from gptjax.run.tasks.ppo import PpoTask
+from gptjax.run.tasks.reward import RewardTask
+from gptjax.run.tasks.sft import SftTask
+from gptjax.train.ppo import PpoConfig
+
+MODEL = ModelConfig(vocab_size=4096, layers=4, width=192, heads=6, hidden=512, max_length=256)
+LABELER = SimulatedLabeler()
+PROMPT_TOKENS, ANSWER_TOKENS = 64, 48
+
+
+def recipe() -> Recipe:
+    return Recipe(name="chatgpt_mini", stages={"lm": lm(), "sft": sft(), "reward": reward(), "ppo": ppo()})
+
+
+def lm() -> Experiment:
+    return Experiment(
+        task=LmTask(include_source=False),
+        model=MODEL,
+        optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=20, final_fraction=0.05, weight_decay=0.1),
+        steps=500,
+        batch_size=16,
+        evaluate_every=100,
+        save_every=100,
+    )
+
+
+def sft() -> Experiment:
+    return Experiment(
+        task=SftTask(prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS),
+        model=MODEL,
+        optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=10, weight_decay=0.1),
+        steps=150,
+        batch_size=16,
+        evaluate_every=50,
+        save_every=50,
+    )
+
+
+def reward() -> Experiment:
+    return Experiment(
+        task=RewardTask(prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS, labeler=LABELER),
+        model=MODEL,
+        optimizer=OptimizerConfig(peak_lr=5e-4, warmup_steps=5),
+        steps=64,
+        batch_size=16,
+        evaluate_every=32,
+        save_every=32,
+    )
+
+
+def ppo() -> Experiment:
+    settings = PpoConfig(prompts=64, minibatches=4, epochs=2, response_tokens=ANSWER_TOKENS, kl_coefficient=0.05)
+    return Experiment(
+        task=PpoTask(ppo=settings, prompt_tokens=PROMPT_TOKENS, labeler=LABELER),
+        model=MODEL,
+        optimizer=OptimizerConfig(peak_lr=1e-4, schedule="constant", warmup_steps=16, start_fraction=0.1),
+        steps=240,
+        batch_size=64,
+        evaluate_every=80,
+        save_every=40,
+    )

@@ -1,0 +1,111 @@
+"""The command line: `gptjax run | generate | chat`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+USER_ERROR = 2  # a mistake of the user's: do not restart
+
+_EXAMPLES = {
+    "run": "gptjax run experiments/chatgpt_mini.py --workdir runs/mini --seed 1",
+    "generate": "gptjax generate runs/chatgpt_mini --prompt 'What does `os.path.join` do?'",
+    "chat": "gptjax chat runs/chatgpt_mini --stage sft",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; exit code 0: done, 2: a user's mistake, 130: interrupted, anything else: a crash."""
+    args, rest = _parser().parse_known_args(argv)
+    try:
+        args.command(args, rest)
+    except ValueError as error:
+        if os.environ.get("GPTJAX_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    from gptjax import __version__
+
+    parser = argparse.ArgumentParser(prog="gptjax", description="Train a GPT the way ChatGPT was trained.")
+    parser.add_argument("--version", action="version", version=f"gptjax {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = _command(commands, "run", _run, "run an experiment or a recipe, or go on with it")
+    run.add_argument("file", help="Python file with a function experiment() or recipe(); FILE:NAME for another name")
+    run.add_argument("--workdir", type=Path, help="folder of the run (default: runs/FILE)")
+    run.add_argument("--devices", type=int, help="simulate this many devices on the CPU")
+    for name, command, text in (
+        ("generate", _generate, "answer one prompt"),
+        ("chat", _chat, "talk to a trained model"),
+    ):
+        sub = _command(commands, name, command, text)
+        sub.add_argument("run", type=Path, help="folder of a run")
+        sub.add_argument("--stage", help="which stage's model (default: the last one that can talk)")
+        sub.add_argument("--temperature", type=float, default=0.7)
+        sub.add_argument("--top-p", type=float, default=0.95)
+        sub.add_argument("--max-tokens", type=int, default=96, help="longest answer")
+        sub.add_argument("--seed", type=int, default=0)
+        if name == "generate":
+            sub.add_argument("--prompt", required=True)
+            sub.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _command(commands, name: str, function, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"example: {_EXAMPLES[name]}" + _MORE.get(name, ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+_MORE = {
+    "run": "\n\nEvery setting of the file can be overridden: --batch_size 16, --optimizer.peak_lr 1e-3, --mesh.fsdp 4;"
+    "\nin a recipe that means every stage, --stages.sft.steps 50 one of them. config.txt in a stage's folder lists all."
+}
+
+
+def _run(args: argparse.Namespace, overrides: list[str]) -> None:
+    from gptjax.run.load import load_recipe
+    from gptjax.run.start import start_jax
+
+    if args.devices is not None and args.devices < 1:
+        raise ValueError(f"--devices must be at least 1, got {args.devices}")
+    start_jax(args.devices)
+    recipe = load_recipe(args.file, overrides)
+    from gptjax.run.driver import run
+
+    report = run(recipe, args.workdir or Path("runs") / recipe.name)
+    print(f"report: {report}")
+    if {"sft", "ppo"} & set(recipe.stages):
+        print(f"talk to it: gptjax chat {report.parent}")
+
+
+def _generate(args: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest)
+    from gptjax.serve.terminal import generate
+
+    generate(args)
+
+
+def _chat(args: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest)
+    from gptjax.serve.terminal import chat
+
+    chat(args)
+
+
+def _refuse(rest: list[str]) -> None:
+    if rest:
+        raise ValueError(f"unknown option {rest[0]!r}; see --help")

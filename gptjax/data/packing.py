@@ -1,0 +1,183 @@
+"""Documents packed into rows of one length, several to a row, with targets shifted on the host."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from gptjax.types import LmBatch
+
+Long: TypeAlias = Literal["split", "truncate", "drop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackingReport:
+    """What became of the documents.
+
+    documents: given.  empty: without a token, left out.  split: cut into pieces that are all
+    kept.  truncated: cut at the row's end.  dropped: left out whole.  dropped_tokens: lost by truncating and dropping.
+    rows: made.  tokens: in the rows, padding not counted.  fill: share of the rows' places that hold a token.
+    """
+
+    documents: int
+    empty: int
+    split: int
+    truncated: int
+    dropped: int
+    dropped_tokens: int
+    rows: int
+    tokens: int
+    fill: float
+
+
+def pack(
+    documents: Sequence[Sequence[int]],
+    row_tokens: int,
+    *,
+    loss_masks: Sequence[Sequence[int]] | None = None,
+    pad_id: int = 0,
+    long: Long = "split",
+) -> tuple[LmBatch, PackingReport]:
+    """Pack documents into rows: each, longest first, goes to the fullest row that still has room for it.
+
+    A document that is split keeps all its targets: the last token of a piece has the first token of the next piece as
+    target, though that token is in another row.
+
+    Args:
+        documents: token ids of each document, BOS included if there is one.
+        row_tokens: tokens per row (T).
+        loss_masks: per document one 0/1 per token: whether the token is to be learnt as a target; None learns all.
+        pad_id: fills the places that are left over.
+        long: what happens to documents of more than T tokens.
+
+    Returns:
+        (rows, report); the arrays of `rows` are [rows, T].
+
+    Raises:
+        ValueError: a size or a mask is wrong, an id is negative or above 31 bits, or no document is left.
+
+    Source: best-fit decreasing, Johnson et al. 1974; Ding et al. 2024, arXiv:2404.10830 (packing without truncation).
+    """
+    _check(documents, row_tokens, loss_masks, long)
+    sizes = np.array([len(document) for document in documents], np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    pieces = _Pieces.of(sizes, starts, row_tokens, long)
+    if not len(pieces.sizes):
+        raise ValueError(f"no document is left of {len(sizes)}: all are empty or longer than {row_tokens} tokens")
+    tokens = _flat(documents, np.int64)
+    if tokens.min() < 0 or tokens.max() >= 2**31:
+        raise ValueError(f"token ids must lie in 0..{2**31 - 1}, got {tokens.min()}..{tokens.max()}")
+    learnt = np.ones(len(tokens), np.float32) if loss_masks is None else _flat(loss_masks, np.float32)
+    batch = _rows(tokens, learnt, pieces, row_tokens, pad_id)
+    return batch, _report(sizes, pieces, len(batch.tokens_BT), row_tokens, long)
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Stretches of the concatenated documents; `ends` is where the piece's document ends."""
+
+    starts: np.ndarray
+    sizes: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, sizes: np.ndarray, starts: np.ndarray, row_tokens: int, long: Long) -> "_Pieces":
+        begins = starts[:-1]
+        if long == "split":
+            counts = -(-sizes // row_tokens)
+            nth = _spans(np.zeros_like(counts), counts)
+            begins = np.repeat(begins, counts) + nth * row_tokens
+            ends = np.repeat(starts[1:], counts)
+            return cls(begins, np.minimum(ends - begins, row_tokens), ends)
+        kept = sizes > 0 if long == "truncate" else (sizes > 0) & (sizes <= row_tokens)
+        cut = np.minimum(sizes[kept], row_tokens)
+        return cls(begins[kept], cut, begins[kept] + cut)
+
+
+def _rows(tokens: np.ndarray, learnt: np.ndarray, pieces: _Pieces, row_tokens: int, pad_id: int) -> LmBatch:
+    """Lay the pieces of the concatenated `tokens` out in rows."""
+    rows, offsets, segments, n_rows = _best_fit(pieces.sizes, row_tokens)
+    place = _spans(rows * row_tokens + offsets, pieces.sizes)
+    source = _spans(pieces.starts, pieces.sizes)
+    following = np.minimum(source + 1, len(tokens) - 1)
+    has_next = source + 1 < np.repeat(pieces.ends, pieces.sizes)
+
+    def filled(values: np.ndarray, fill: int, dtype: type) -> np.ndarray:
+        out = np.full((n_rows, row_tokens), fill, dtype)
+        out.reshape(-1)[place] = values
+        return out
+
+    return LmBatch(
+        tokens_BT=filled(tokens[source], pad_id, np.int32),
+        targets_BT=filled(np.where(has_next, tokens[following], pad_id), pad_id, np.int32),
+        segments_BT=filled(np.repeat(segments, pieces.sizes), 0, np.int32),
+        positions_BT=filled(_spans(np.zeros_like(pieces.sizes), pieces.sizes), 0, np.int32),
+        weights_BT=filled(np.where(has_next, learnt[following], 0.0), 0, np.float32),
+    )
+
+
+def _best_fit(sizes: np.ndarray, row_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Row, offset and segment number of each piece, and the number of rows. Needs 1 <= sizes <= row_tokens."""
+    rows, offsets, segments = (np.zeros(len(sizes), np.int64) for _ in range(3))
+    with_room: list[list[int]] = [[] for _ in range(row_tokens + 1)]
+    occupied = 0  # bit r: some row has room for exactly r more tokens
+    n_segments: list[int] = []
+    for piece in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[piece])
+        fitting = occupied >> size
+        if fitting:
+            room = size + (fitting & -fitting).bit_length() - 1
+            row = with_room[room].pop()
+            if not with_room[room]:
+                occupied ^= 1 << room
+        else:
+            room, row = row_tokens, len(n_segments)
+            n_segments.append(0)
+        n_segments[row] += 1
+        rows[piece], offsets[piece], segments[piece] = row, row_tokens - room, n_segments[row]
+        with_room[room - size].append(row)
+        occupied |= 1 << (room - size)
+    return rows, offsets, segments, len(n_segments)
+
+
+def _spans(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The ranges start..start+size of all spans, one after the other."""
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(starts - before, sizes) + np.arange(sizes.sum())
+
+
+def _flat(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
+    return np.concatenate([np.asarray(entry, dtype) for entry in lists])
+
+
+def _report(sizes: np.ndarray, pieces: _Pieces, n_rows: int, row_tokens: int, long: Long) -> PackingReport:
+    n_long = int((sizes > row_tokens).sum())
+    tokens = int(pieces.sizes.sum())
+    return PackingReport(
+        documents=len(sizes),
+        empty=int((sizes == 0).sum()),
+        split=n_long * (long == "split"),
+        truncated=n_long * (long == "truncate"),
+        dropped=n_long * (long == "drop"),
+        dropped_tokens=int(sizes.sum()) - tokens,
+        rows=n_rows,
+        tokens=tokens,
+        fill=tokens / (n_rows * row_tokens),
+    )
+
+
+def _check(
+    documents: Sequence[Sequence[int]], row_tokens: int, loss_masks: Sequence[Sequence[int]] | None, long: str
+) -> None:
+    if row_tokens < 2:
+        raise ValueError(f"row_tokens {row_tokens} is too small: a row needs 2 tokens to hold a target")
+    if long not in ("split", "truncate", "drop"):
+        raise ValueError(f"long={long!r}: choose split, truncate or drop")
+    if loss_masks is None:
+        return
+    if len(loss_masks) != len(documents):
+        raise ValueError(f"{len(documents)} documents but {len(loss_masks)} loss masks")
+    for index, (document, mask) in enumerate(zip(documents, loss_masks, strict=True)):
+        if len(document) != len(mask):
+            raise ValueError(f"document {index} has {len(document)} tokens but its loss mask has {len(mask)}")

@@ -1,0 +1,141 @@
+"""The default corpus: the documentation that comes with the Python on this machine, split by module.
+
+A held-out module is held out of every source: docstrings, library code and questions.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Literal, TypeAlias
+
+from gptjax.data.python_objects import DocObject, doc_objects, library_files
+from gptjax.data.sources import Document
+
+Split: TypeAlias = Literal["train", "heldout"]
+
+# Modules that document the same things as another one: they must fall on the same side of the split.
+_SAME_AS = {
+    **{"ntpath": "os", "genericpath": "os", "nturl2path": "urllib", "stat": "os"},
+    **{"collections_abc": "collections", "strptime": "time", "weakrefset": "weakref", "threading_local": "threading"},
+    **{"compat_pickle": "pickle", "bootlocale": "locale", "sitebuiltins": "site", "markupbase": "html"},
+    **{"sre_compile": "re", "sre_parse": "re", "sre_constants": "re", "compression": "compress"},
+}
+
+
+def is_heldout(module: str, fraction: float = 0.1) -> bool:
+    """Whether a module is held out: a stable hash of its top-level name, the same on every machine.
+
+    Args:
+        module: dotted name; `_pydecimal` counts as `decimal`, `ntpath` as `os`.
+        fraction: share of the top-level modules to hold out, in [0, 1].
+
+    Returns:
+        True if no part of the module may be trained on.
+    """
+    top = module.partition(".")[0]
+    family = top.removeprefix("_py" if top.startswith("_py") else "_").strip("_")
+    return _hash_fraction(_SAME_AS.get(family, family)) < fraction
+
+
+def split_objects(split: Split, fraction: float = 0.1) -> tuple[DocObject, ...]:
+    """Documented objects of one split, each docstring once.
+
+    A held-out object whose docstring also occurs in the training split (an alias, a copy) is in neither.
+
+    Args:
+        split: which side.
+        fraction: share of the top-level modules that is held out.
+
+    Returns:
+        The objects; private modules come after public ones, so that of equal docstrings the public one stays.
+
+    Raises:
+        ValueError: unknown split, or a fraction outside [0, 1].
+    """
+    _check(split, fraction)
+    return _split_objects(split, fraction)
+
+
+@functools.cache
+def _split_objects(split: Split, fraction: float) -> tuple[DocObject, ...]:
+    kept: dict[str, DocObject] = {}
+    train: set[str] = set()
+    for item in sorted(doc_objects(), key=lambda item: item.module.startswith(("_", "ntpath"))):
+        if is_heldout(item.module, fraction):
+            if split == "heldout":
+                kept.setdefault(item.doc, item)
+        elif split == "train":
+            kept.setdefault(item.doc, item)
+        else:
+            train.add(item.doc)
+    return tuple(item for doc, item in kept.items() if doc not in train)
+
+
+def documents(split: Split = "train", *, include_source: bool = False, fraction: float = 0.1) -> list[Document]:
+    """Docstrings, language topics and, if asked, library code as plain documents, without exact repeats.
+
+    Args:
+        split: "train" or "heldout".
+        include_source: add the source files of the library (some distributions have none).
+        fraction: share of top-level modules, and of topics, that is held out.
+
+    Returns:
+        Documents, none of them in both splits; `origin` is "docstring:os.path.join", "topic:ASSERTION" or
+        "source:json.decoder".
+
+    Raises:
+        ValueError: unknown split, or a fraction outside [0, 1].
+    """
+    unique = {document.text: document for document in reversed([*_every(split, include_source, fraction)])}
+    taken = {document.text for document in _every("train", include_source, fraction)} if split == "heldout" else set()
+    return [document for text, document in reversed(unique.items()) if text not in taken]
+
+
+def fingerprint(texts: Iterable[Document]) -> str:
+    """sha256 (hex) of the documents' texts in their order: equal if and only if the corpus is the same."""
+    digest = hashlib.sha256()
+    for document in texts:
+        raw = document.text.encode(errors="surrogatepass")
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+def _every(split: Split, include_source: bool, fraction: float) -> Iterator[Document]:
+    yield from _docstrings(split, fraction)
+    yield from _topics(split, fraction)
+    if include_source:
+        yield from _sources(split, fraction)
+
+
+def _docstrings(split: Split, fraction: float) -> Iterator[Document]:
+    for item in split_objects(split, fraction):
+        text = f"{item.kind} {item.name}{item.signature}\n\n{item.doc}\n"
+        yield Document(text=text, origin=f"docstring:{item.name}")
+
+
+def _topics(split: Split, fraction: float) -> Iterator[Document]:
+    try:
+        from pydoc_data import topics
+    except ImportError:  # some distributions leave it out
+        return
+    for name, text in sorted(topics.topics.items()):
+        if (_hash_fraction(name) < fraction) == (split == "heldout"):
+            yield Document(text=f"{text.strip()}\n", origin=f"topic:{name}")
+
+
+def _sources(split: Split, fraction: float) -> Iterator[Document]:
+    for file in library_files():
+        if file.text.strip() and is_heldout(file.module, fraction) == (split == "heldout"):
+            yield Document(text=file.text, origin=f"source:{file.module}")
+
+
+def _hash_fraction(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone; with this prefix 10 % of modules are 10 % of docstrings."""
+    return int.from_bytes(hashlib.sha256(f"held-out:{name}".encode()).digest()[:8], "big") / 2**64
+
+
+def _check(split: str, fraction: float) -> None:
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split {split!r}: choose train or heldout")
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction {fraction} lies outside 0..1")

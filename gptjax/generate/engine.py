@@ -1,0 +1,118 @@
+"""Sampling: prefill the prompts, then one token at a time with a cache, inside jit."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import reshard
+
+from gptjax import dims
+from gptjax.nn.sampling import sample
+from gptjax.types import Model, Params, PromptBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """temperature 0 takes the most likely token; top_k 0 and top_p 1 keep the whole distribution.
+
+    max_new_tokens: longest response, end-of-turn token included.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"sampling.max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise ValueError(f"sampling.temperature must not be negative, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"sampling.top_k must not be negative, got {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"sampling.top_p must lie in (0, 1], got {self.top_p}")
+
+
+def prompt_layout(lengths_B: jax.Array, columns: int) -> tuple[jax.Array, jax.Array]:
+    """(segments_BP, positions_BP) of left-padded prompts: i32, segment 1 on real tokens, positions from 0."""
+    column_BP = jnp.arange(columns, dtype=jnp.int32)[None]
+    start_B1 = columns - lengths_B[:, None]
+    return (column_BP >= start_B1).astype(jnp.int32), jnp.maximum(column_BP - start_B1, 0)
+
+
+def generate(
+    model: Model,
+    params: Params,
+    frozen: Params,
+    prompts: PromptBatch,
+    key: jax.Array,
+    *,
+    sampling: SamplingConfig,
+    end_id: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Sample a response to each prompt; stops early once every row has ended.
+
+    Args:
+        model: the record of pure functions.
+        params: its parameters.
+        frozen: parameters that are not trained.
+        prompts: left-padded prompts.
+        key: PRNG key; token r of every row is drawn from fold_in(key, r).
+        sampling: temperature, truncation, longest response.
+        end_id: the token that ends a response.
+
+    Returns:
+        (tokens_BR, mask_BR): i32 and bool, [B, max_new_tokens]; the mask is true up to and including `end_id`, all true
+        for a response that did not end; tokens are 0 where it is false.
+    """
+    columns, longest = prompts.tokens_BP.shape[1], sampling.max_new_tokens
+    params = model.gather(params)
+    segments_BP, positions_BP = prompt_layout(prompts.lengths_B, columns)
+    spec = dims.act_spec("BT")
+    tokens_BT, segments_BT, positions_BT = (
+        reshard(x, spec) for x in (prompts.tokens_BP, segments_BP, positions_BP)
+    )
+    cache, h_BTD = model.prefill(params, frozen, tokens_BT, segments_BT, positions_BT, slots=columns + longest)
+    h_BTD = reshard(h_BTD, dims.act_spec("BTD", decoding=True))[:, -1:]
+
+    def draw(h_BTD, r):
+        logits_BV = model.unembed(params, frozen, h_BTD, decoding=True)[:, 0]
+        return sample(
+            logits_BV,
+            jax.random.fold_in(key, r),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+        )
+
+    def unfinished(carry):
+        r, _, _, alive_B, *_ = carry
+        return (r < longest) & jnp.any(alive_B)
+
+    def body(carry):
+        r, cache, h_BTD, alive_B, tokens_BR, mask_BR, segments_BS = carry
+        token_B = jnp.where(alive_B, draw(h_BTD, r), 0)
+        tokens_BR = jax.lax.dynamic_update_slice_in_dim(tokens_BR, token_B[:, None], r, axis=1)
+        mask_BR = jax.lax.dynamic_update_slice_in_dim(mask_BR, alive_B[:, None], r, axis=1)
+        slot = columns + r
+        segments_BS = jax.lax.dynamic_update_slice_in_dim(
+            segments_BS, alive_B[:, None].astype(jnp.int32), slot, axis=1
+        )
+        position_BT = (prompts.lengths_B + r)[:, None]
+        cache, h_BTD = model.decode(params, frozen, cache, token_B[:, None], segments_BS, position_BT, slot)
+        return r + 1, cache, h_BTD, alive_B & (token_B != end_id), tokens_BR, mask_BR, segments_BS
+
+    batch = prompts.tokens_BP.shape[0]
+    row_spec, column_spec = dims.act_spec("B"), dims.act_spec("BS")
+    start = (
+        jnp.int32(0),
+        cache,
+        h_BTD,
+        jnp.ones((batch,), bool, out_sharding=row_spec),
+        jnp.zeros((batch, longest), jnp.int32, out_sharding=column_spec),
+        jnp.zeros((batch, longest), bool, out_sharding=column_spec),
+        reshard(jnp.pad(segments_BP, ((0, 0), (0, longest))), column_spec),
+    )
+    _, _, _, _, tokens_BR, mask_BR, _ = jax.lax.while_loop(unfinished, body, start)
+    return tokens_BR, mask_BR

@@ -1,0 +1,45 @@
+"""One token from logits."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec, reshard
+
+from gptjax import dims
+
+
+def sample(
+    logits_BV: jax.Array, key: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> jax.Array:
+    """A token for each row; the draw does not depend on how the array is spread over devices.
+
+    Args:
+        logits_BV: f32[B, V].
+        key: PRNG key.
+        temperature: logits are divided by it; 0 takes the most likely token.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches this; 1 keeps all.
+
+    Returns:
+        i32[B].
+    """
+    logits_BV = reshard(logits_BV, PartitionSpec(dims.BATCH_AXES, None))  # top-k and the draw look at the whole row
+    if temperature == 0.0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = logits_BV / temperature
+    if top_k > 0:
+        kth_B1 = jnp.sort(logits_BV, axis=-1)[:, -min(top_k, logits_BV.shape[-1])][:, None]
+        logits_BV = jnp.where(logits_BV >= kth_B1, logits_BV, -jnp.inf)
+    if top_p < 1.0:
+        logits_BV = jnp.where(logits_BV >= _nucleus_floor(logits_BV, top_p), logits_BV, -jnp.inf)
+    gumbel_BV = jax.random.gumbel(
+        key, logits_BV.shape, logits_BV.dtype, out_sharding=PartitionSpec(dims.BATCH_AXES, None)
+    )
+    return jnp.argmax(logits_BV + gumbel_BV, axis=-1).astype(jnp.int32)
+
+
+def _nucleus_floor(logits_BV: jax.Array, top_p: float) -> jax.Array:
+    """Smallest logit [B, 1] that belongs to the nucleus: tokens until the mass before them reaches top_p."""
+    descending_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)
+    p_BV = jax.nn.softmax(descending_BV, axis=-1)
+    inside_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < top_p
+    return jnp.min(jnp.where(inside_BV, descending_BV, jnp.inf), axis=-1, keepdims=True)

@@ -1,0 +1,112 @@
+"""Save, restore, fall back, keep: the only file that knows Orbax.
+
+A checkpoint has two parts: `model` (params, extra), which other runs start from, and `training` (everything else).
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from gptjax.types import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class NoReadableCheckpointError(ValueError):
+    """The folder has checkpoints, but none of them can be read."""
+
+
+def split(state: TrainState) -> dict[str, Any]:
+    """The two parts of a checkpoint."""
+    return {
+        "model": {"params": state.params, "extra": state.extra},
+        "training": {"step": state.step, "opt_state": state.opt_state, "key": state.key, "frozen": state.frozen},
+    }
+
+
+def joined(parts: dict[str, Any]) -> TrainState:
+    """The state of the two parts."""
+    return TrainState(**parts["model"], **parts["training"])
+
+
+class Checkpoints:
+    """Checkpoints of one run; saving happens in the background, and a save that fails is raised by the next call."""
+
+    def __init__(self, folder: Path, *, keep: int):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._checkpointer = ocp.training.Checkpointer(
+            folder,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that were saved whole, oldest first."""
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
+    def save(self, state: TrainState, step: int, about: dict[str, Any]) -> None:
+        """Begin to write a checkpoint; returns once the arrays are copied, so the state may be donated."""
+        if step not in self.steps():
+            self._checkpointer.save_checkpointables_async(step, split(state), custom_metadata=about)
+
+    def wait(self) -> None:
+        """Block until the save under way is on disk."""
+        self._checkpointer.wait()
+
+    def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest state that can be read, in the given layout, and what was said about it; None without any.
+
+        Raises:
+            NoReadableCheckpointError: there are checkpoints, but none can be read.
+        """
+        failures = []
+        for step in reversed(self.steps()):
+            try:
+                about = self._checkpointer.metadata(step).custom_metadata
+                parts = self._checkpointer.load_checkpointables(step, split(abstract_state))
+            except Exception as error:  # Orbax raises whatever the broken file provokes
+                failures.append(f"step {step}: {_first_line(error)}")
+                log.warning("checkpoint %s cannot be read, trying the one before: %s", step, _first_line(error))
+                continue
+            return joined(parts), dict(about or {})
+        if failures:
+            raise NoReadableCheckpointError(
+                f"none of the checkpoints in {self.folder} can be read ({'; '.join(failures)}); nothing was deleted: "
+                "repair them, or choose another --workdir"
+            )
+        return None
+
+    def close(self) -> None:
+        """Wait for the save under way and release threads."""
+        self._checkpointer.close()
+
+
+def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
+    """`params` and `extra` of the newest checkpoint in a stage's folder, in the given layout.
+
+    Args:
+        folder: the stage's folder (with `checkpoints` in it).
+        abstract_model: {"params", "extra"} of jax.ShapeDtypeStruct with shardings.
+
+    Raises:
+        ValueError: no checkpoint there.
+    """
+    with ocp.training.Checkpointer(folder / "checkpoints") as checkpointer:
+        if checkpointer.latest is None:
+            raise ValueError(f"no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
+        return checkpointer.load_checkpointables(checkpointer.latest, {"model": abstract_model})["model"]
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,99 @@
+"""Experiment and Recipe: the frozen root configs."""
+
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from jax.sharding import Mesh
+
+from gptjax.model.config import ModelConfig
+from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.run.mesh import MeshConfig, batch_rows
+from gptjax.run.task import Setup, Task
+from gptjax.run.tasks import lm, ppo, reward, sft
+from gptjax.run.tasks.lm import LmTask
+from gptjax.run.tasks.ppo import PpoTask
+from gptjax.run.tasks.reward import RewardTask
+from gptjax.run.tasks.sft import SftTask
+
+_BUILDERS: dict[type, ModuleType] = {LmTask: lm, SftTask: sft, RewardTask: reward, PpoTask: ppo}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One training run.
+
+    task: objective and data.  model, optimizer, mesh: see their classes.
+    steps: updates in all.  batch_size: rows (language modelling, fine-tuning) or prompts (reward, PPO) of a global batch.
+    seed: of everything random.  evaluate_every: steps between held-out evaluations (None: at the end only).
+    save_every: steps between checkpoints (with PPO, rounded up to whole rollouts).  keep: newest checkpoints kept.
+    """
+
+    task: LmTask | SftTask | RewardTask | PpoTask
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    steps: int
+    batch_size: int
+    seed: int = 0
+    evaluate_every: int | None = None
+    save_every: int = 100
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise ValueError(f"evaluate_every must be at least 1, got {self.evaluate_every}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Experiments that run one after another in one folder; a stage names the stages that it starts from."""
+
+    name: str
+    stages: dict[str, Experiment]
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError(f"recipe {self.name!r} has no stages")
+
+
+def task_kind(experiment: Experiment) -> str:
+    """lm, sft, reward or ppo."""
+    return _BUILDERS[type(experiment.task)].__name__.rpartition(".")[2]
+
+
+def build_task(experiment: Experiment, setup: Setup) -> Task:
+    """The experiment's task, with its data at hand."""
+    return _BUILDERS[type(experiment.task)].build(experiment.task, setup)
+
+
+def check_layout(experiment: Experiment, mesh: Mesh) -> None:
+    """Raise ValueError, naming both numbers, if a mesh axis does not divide what it spreads."""
+    sizes, task = experiment.model.sizes, experiment.task
+    rows = batch_rows(mesh)
+    spread = [
+        ("batch_size", experiment.batch_size, "data x fsdp x expert", rows),
+        ("model.width", sizes["D"], "fsdp", mesh.shape["fsdp"]),
+        ("model.heads", sizes["N"], "tensor", mesh.shape["tensor"]),
+        ("model.kv_heads", sizes["K"], "tensor", mesh.shape["tensor"]),
+        ("model.hidden", sizes["F"], "tensor", mesh.shape["tensor"]),
+        ("model.vocab_size", sizes["V"], "tensor", mesh.shape["tensor"]),
+    ]
+    context = mesh.shape["context"]
+    if isinstance(task, LmTask | SftTask):
+        spread.append(("task.row_tokens", task.row_tokens, "context", context))
+    if isinstance(task, SftTask | RewardTask | PpoTask):
+        spread.append(("task.prompt_tokens", task.prompt_tokens, "context", context))
+    if isinstance(task, RewardTask):
+        spread.append(("task.answer_tokens", task.answer_tokens, "context", context))
+    if isinstance(task, PpoTask):
+        spread.append(("task.ppo.response_tokens", task.ppo.response_tokens, "context", context))
+        minibatch = task.ppo.prompts // task.ppo.minibatches
+        spread.append(("task.ppo.prompts / task.ppo.minibatches", minibatch, "data x fsdp x expert", rows))
+    for name, size, axis, pieces in spread:
+        if size % pieces:
+            raise ValueError(f"{name} {size} is not a multiple of the mesh's {axis} {pieces}: change one of them")

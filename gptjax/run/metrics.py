@@ -1,0 +1,237 @@
+"""The log of a run: one JSON object per row in `metrics.jsonl`, the same numbers in TensorBoard, and throughput."""
+
+import json
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_NON_FINITE = ("nan", "inf", "-inf")  # JSON has no such numbers: they are written as these strings
+
+
+class MetricsLog:
+    """Appends rows to `folder/metrics.jsonl` (flushed row by row) and to `folder/tensorboard`.
+
+    A float is written as the shortest text that reads back as the same float64, so every float32 survives exactly;
+    nan, inf and -inf are written as the strings "nan", "inf" and "-inf", which `read_metrics` turns back.
+
+    Args:
+        folder: made when absent. An existing log is continued; call `resume` first to drop what a restore undid.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path = self._folder / "metrics.jsonl"
+        self._purge_step: int | None = None
+        self._writer: Any = None
+        if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+            _rewrite(self._path, _rows(self._path))  # else the next row would join a half-written one
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one row.
+
+        Args:
+            step: updates made so far.
+            metrics: scalars by name, Python numbers or arrays of one element.
+
+        Raises:
+            ValueError: a metric is not a scalar, or is called "step".
+        """
+        if "step" in metrics:
+            raise ValueError('a metric is called "step", the name of the row\'s own counter: rename the metric')
+        row = {name: _scalar(name, value) for name, value in metrics.items()}
+        self._file.write(_line({"step": int(step)} | row))
+        self._file.flush()
+        if self._writer is None:
+            self._writer = _tensorboard(self._folder / "tensorboard", self._purge_step)
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, int(step))
+
+    def resume(self, step: int) -> int:
+        """Forget what came after a step, before going on from it.
+
+        Args:
+            step: the restored step; rows of later steps go, and so does a half-written last row.
+
+        Returns:
+            How many rows were dropped, a half-written one included.
+
+        Raises:
+            ValueError: a row that is not the last cannot be read.
+        """
+        self._file.close()
+        rows = _rows(self._path)
+        kept = [row for row in rows if row["step"] <= step]
+        n_lines = sum(1 for line in self._path.read_bytes().split(b"\n") if line.strip())
+        _rewrite(self._path, kept)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._close_writer()
+        self._purge_step = step + 1
+        return n_lines - len(kept)
+
+    def close(self) -> None:
+        """Close both files; safe to call twice."""
+        self._file.close()
+        self._close_writer()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, numbers restored; a half-written last row is left out.
+
+    Args:
+        path: the file.
+
+    Returns:
+        One dict per row, with "step".
+
+    Raises:
+        ValueError: a row that is not the last is no JSON object with a "step".
+    """
+    return _rows(Path(path))
+
+
+def same_losses(a: Path, b: Path) -> list[str]:
+    """What differs, bit for bit, between two logs, apart from `perf/` metrics; empty when nothing does.
+
+    Args:
+        a: a `metrics.jsonl`.
+        b: another.
+
+    Returns:
+        One message per metric, "step 7 lm/nats_per_token: 3.21 != 3.22". Rows of one step are compared in order.
+    """
+    values_a, values_b = _comparable(_rows(Path(a))), _comparable(_rows(Path(b)))
+    keys = sorted({**values_a, **values_b}, key=lambda key: key[:2])
+    pairs = ((key, values_a.get(key, "absent"), values_b.get(key, "absent")) for key in keys)
+    return [f"step {step} {name}: {x} != {y}" for (step, _, name), x, y in pairs if x != y]
+
+
+class Meter:
+    """Throughput between two readings.
+
+    Args:
+        clock: seconds, for tests.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new window now: after compiling, evaluating or saving, whose time is not the steps'."""
+        self._began = self._clock()
+        self._waited = 0.0
+        self._tokens = 0
+        self._steps = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._waited += self._clock() - began
+
+    def step(self, tokens: int) -> None:
+        """Count one step.
+
+        Args:
+            tokens: tokens that the step processed, over all devices.
+        """
+        self._steps += 1
+        self._tokens += int(tokens)
+
+    def read(self) -> dict[str, float]:
+        """The window's figures; begins the next window. Empty when the window has no step."""
+        seconds = self._clock() - self._began
+        figures = {}
+        if self._steps and seconds > 0:
+            figures["perf/tokens_per_second"] = self._tokens / seconds
+            figures["perf/step_seconds"] = seconds / self._steps
+            figures["perf/data_wait_fraction"] = self._waited / seconds
+        self.restart()
+        return figures
+
+
+def _scalar(name: str, value: Any) -> int | float:
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind in "OUSc":
+        raise ValueError(f"metric {name!r} is not a number: it is {array.dtype} of shape {array.shape}")
+    return int(array.item()) if array.dtype.kind in "biu" else float(array.item())
+
+
+def _line(row: Mapping[str, int | float]) -> str:
+    written = {k: v if math.isfinite(v) else repr(v) for k, v in row.items()}
+    return json.dumps(written, allow_nan=False) + "\n"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_bytes().split(b"\n")
+    last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
+    rows = []
+    for i, line in enumerate(lines[: last + 1]):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif i != last:
+            raise ValueError(f"{path}, line {i + 1}: not a row of metrics: {line[:60]!r}; repair or delete this line")
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # bad JSON or bad UTF-8
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    return {k: float(v) if v in _NON_FINITE else v for k, v in row.items()}
+
+
+def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace the file in one move, so that a kill leaves the old rows or the new ones."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(map(_line, rows))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _comparable(rows: list[dict[str, Any]]) -> dict[tuple[int, int, str], str]:
+    """repr tells apart what == does not (0.0 and -0.0, 1 and 1.0) and holds nan equal to itself."""
+    seen: Counter[tuple[int, str]] = Counter()
+    values = {}
+    for row in rows:
+        for name, value in row.items():
+            if name != "step" and not name.startswith("perf/"):
+                values[row["step"], seen[row["step"], name], name] = repr(value)
+                seen[row["step"], name] += 1
+    return values
+
+
+def _tensorboard(folder: Path, purge_step: int | None) -> Any:
+    from tensorboardX import SummaryWriter
+
+    # the file name holds whole seconds only: without a suffix a quick restart would overwrite its forerunner's file
+    return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f".{time.time_ns()}")

@@ -1,0 +1,24 @@
+"""Starting JAX: simulated devices, the compilation cache, quiet logs."""
+
+import logging
+import os
+from pathlib import Path
+
+
+def start_jax(devices: int | None = None) -> None:
+    """Configure JAX before its first use.
+
+    Args:
+        devices: simulate this many CPU devices (None: whatever the machine has).
+    """
+    import jax
+
+    if devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gptjax" / "xla"
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # orbax leaves the errors of failed reads to it

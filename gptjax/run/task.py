@@ -1,0 +1,60 @@
+"""What a task gives to the driver, and what the driver gives to a task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from gptjax.model.config import ModelConfig
+from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.types import Metrics, TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a task is built from: the experiment's settings, its folder, the mesh and where other stages' results lie."""
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    steps: int
+    batch_size: int
+    seed: int
+    folder: Path
+    mesh: Mesh
+    stage_folder: Callable[[str], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One objective, ready for the driver.
+
+    init(key) -> TrainState; jitted by the driver, so every leaf is created in its layout.
+    start(state) -> state; puts another run's weights in place of random ones (identity: train from scratch).
+    data(position) -> host batch; a pure function of (seed, position).
+    collect(state, frozen_models, batch, key) -> what `step` takes; pure; the identity outside reinforcement learning.
+    frozen_models: arrays that `collect` reads and nobody changes.
+    step(state, batch) -> (state, metrics); pure.
+    updates_per_batch: steps on one collected batch; saves fall between batches.
+    evaluate(state) -> held-out figures by name, run every `evaluate_every` steps and at the end.
+    finish(state) -> (state, evaluation): last touch on the state and everything that the report shows.
+    tokens: the metric that counts a step's tokens.  loss: the metric shown while training.
+    flops_per_token: model FLOPs of a step over its tokens, or None where a step has no single such figure.
+    data_fingerprint: changes when the data does.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    start: Callable[[TrainState], TrainState] = lambda state: state
+    data: Callable[[int], Any]
+    collect: Callable[[TrainState, Any, Any, jax.Array], Any] | None = None
+    frozen_models: Any = field(default_factory=dict)
+    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    updates_per_batch: int = 1
+    evaluate: Callable[[TrainState], dict[str, float]]
+    finish: Callable[[TrainState], tuple[TrainState, dict[str, Any]]]
+    tokens: str
+    loss: str
+    flops_per_token: float | None = None
+    data_fingerprint: str

@@ -1,0 +1,107 @@
+"""Comparisons without people: candidates sampled from a model and a few variants, ranked by the simulated labeler."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gptjax.data.labeler import SimulatedLabeler, corruptions
+from gptjax.data.preferences import Comparison, Response
+from gptjax.data.prompts import prompt_batch
+from gptjax.data.python_questions import Question
+from gptjax.data.tokenizer import Tokenizer
+from gptjax.eval.answers import Answer, repeated
+from gptjax.types import PromptBatch
+
+FEWEST, MOST = 4, 9  # candidates per prompt, as in InstructGPT
+
+
+def simulated_comparisons(
+    asked: Sequence[Question],
+    tokenizer: Tokenizer,
+    sample: Callable[[PromptBatch, jax.Array], list[Answer]],
+    labeler: SimulatedLabeler,
+    *,
+    prompt_tokens: int,
+    seed: int,
+) -> list[Comparison]:
+    """K = 4 to 9 ranked candidates for each question; more than half are samples of the model.
+
+    The others are the true answer and truncated, repeated and off-topic answers, each in about a third of the prompts.
+    Every candidate carries its `source` and its noise-free `gold` score.
+
+    Args:
+        asked: questions with their true answers; those longer than `prompt_tokens` are left out.
+        tokenizer: renders the prompts.
+        sample: (prompts, key) -> one answer to each row.
+        labeler: the simulated labeler.
+        prompt_tokens: P, columns of a prompt.
+        seed: of the candidates, their number and the labeler's noise.
+    """
+    prompts, report = prompt_batch([question.messages for question in asked], tokenizer, prompt_tokens)
+    kept = [asked[index] for index in report.kept]
+    sampled = sample(repeated(prompts, MOST), jax.random.key(seed))
+    others = [question.answer for question in kept]
+    comparisons = []
+    for number, question in enumerate(kept):
+        rng = np.random.default_rng([seed, number])
+        drawn = sampled[number * MOST : (number + 1) * MOST]
+        responses = _candidates(question, drawn, others, rng)
+        golds = [labeler.gold_score(question.name, response.content, response.ended) for response in responses]
+        responses = [
+            dataclasses.replace(response, extra=response.extra | {"gold": gold})
+            for response, gold in zip(responses, golds, strict=True)
+        ]
+        ranks = labeler.rank(golds, rng)
+        comparisons.append(
+            Comparison(
+                messages=question.messages,
+                responses=responses,
+                ranks=ranks,
+                extra={"labeler": "simulated", "name": question.name, "form": question.form},
+            )
+        )
+    return comparisons
+
+
+def permuted(comparisons: Sequence[Comparison], seed: int) -> list[Comparison]:
+    """The same candidates with their ranks shuffled within each prompt: a control from which nothing can be learnt."""
+    rng = np.random.default_rng(seed)
+    return [
+        dataclasses.replace(comparison, ranks=[comparison.ranks[i] for i in rng.permutation(len(comparison.ranks))])
+        for comparison in comparisons
+    ]
+
+
+def write_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """Write JSON lines that `read_preferences` reads, in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for comparison in comparisons:
+            responses = [
+                {"content": response.content, "ended": response.ended} | response.extra
+                for response in comparison.responses
+            ]
+            line = {"messages": list(comparison.messages), "responses": responses, "ranks": list(comparison.ranks)}
+            file.write(json.dumps(line | comparison.extra, ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
+def _candidates(
+    question: Question, drawn: Sequence[Answer], others: Sequence[str], rng: np.random.Generator
+) -> list[Response]:
+    size = int(rng.integers(FEWEST, MOST + 1))
+    variants = [Response(content=question.answer, extra={"source": "reference"})]
+    variants += corruptions(question.answer, rng, others)
+    chosen = [variant for variant in variants if rng.random() < 1 / 3][: (size - 1) // 2]
+    samples = [
+        Response(content=answer.text, ended=answer.ended, extra={"source": "sampled"})
+        for answer in drawn[: size - len(chosen)]
+        if answer.text or answer.ended
+    ]
+    everything = chosen + samples
+    return [everything[i] for i in rng.permutation(len(everything))]

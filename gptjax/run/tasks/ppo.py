@@ -1,0 +1,142 @@
+"""PPO: prompts, a policy, a reward model -> a policy whose answers score higher."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gptjax.data.labeler import SimulatedLabeler
+from gptjax.data.loader import batch_at
+from gptjax.data.prompts import prompt_batch, read_prompts
+from gptjax.data.python_questions import questions
+from gptjax.model.pure import language_model, scalar_model
+from gptjax.optim.optimizer import OptimizerConfig, optimizer
+from gptjax.run.mesh import put
+from gptjax.run.task import Setup, Task
+from gptjax.run.tasks import lm
+from gptjax.run.tasks.examination import Examination
+from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params
+from gptjax.train.ppo import PpoConfig, ppo_step
+from gptjax.train.rollout import collect
+from gptjax.train.update import initial_state
+from gptjax.types import PpoBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class PpoTask:
+    """Reinforcement learning from a reward model.
+
+    policy_from: stage or folder whose weights policy and reference start with.  reward_from: stage or folder of the
+    reward model, which the value model starts from too.
+    prompts: JSON lines of {"messages": [...]}; None: questions about this Python's library.
+    heldout_prompts, heldout_samples: prompts never trained on, and answers to each, when the policy is examined.
+    best_of: samples per prompt of the best-of-n comparison.  prompt_tokens: P, longer prompts are left out.
+    ppo: the algorithm's settings.  value_optimizer: of the value model (None: as the policy's).
+    pretrain: corpus settings of PPO-ptx's rows, as in pre-training; read only if ppo.ptx_coefficient is above 0.
+    labeler: the simulated labeler whose noise-free score is reported as gold, with the default questions.
+    """
+
+    policy_from: str = "sft"
+    reward_from: str = "reward"
+    prompts: Path | None = None
+    heldout_prompts: int = 128
+    heldout_samples: int = 4
+    best_of: int = 16
+    prompt_tokens: int = 64
+    ppo: PpoConfig = PpoConfig()
+    value_optimizer: OptimizerConfig | None = None
+    pretrain: lm.LmTask = lm.LmTask()
+    labeler: SimulatedLabeler = SimulatedLabeler()
+
+
+def build(config: PpoTask, setup: Setup) -> Task:
+    """The task, with its prompts rendered and its four models at hand."""
+    if setup.batch_size != config.ppo.prompts:
+        raise ValueError(f"batch_size {setup.batch_size} differs from task.ppo.prompts {config.ppo.prompts}: make them equal")
+    if setup.steps % config.ppo.updates:
+        raise ValueError(f"steps {setup.steps} is no multiple of the {config.ppo.updates} updates made on each rollout")
+    policy_folder, reward_folder = map(setup.stage_folder, (config.policy_from, config.reward_from))
+    for folder in (policy_folder, reward_folder):
+        check_model(folder, setup.model)
+    tokenizer = inherited_tokenizer(policy_folder, setup)
+    policy, scalar = language_model(setup.model), scalar_model(setup.model)
+    reference, _ = load_params(policy, policy_folder, setup.mesh)
+    reward, norm = load_params(scalar, reward_folder, setup.mesh, ("reward_gain", "reward_bias"))
+    frozen_models = {"reference": reference, "reward": reward} | norm
+    tx = _optimizers(config, setup, {"policy": policy.roles, "value": scalar.roles})
+    train, heldout = _prompts(config)
+    prompts, _ = prompt_batch([messages for messages, _ in train], tokenizer, config.prompt_tokens)
+    pretrain = _pretrain_rows(config, tokenizer)
+    key = jax.random.key(setup.seed)
+
+    def state_of(policy_params, value_params, key):
+        params = {"policy": policy_params, "value": value_params}
+        return initial_state(params, tx, key, kl_coefficient=jnp.asarray(config.ppo.kl_coefficient, jnp.float32))
+
+    def init(key):
+        return state_of(policy.init(key), scalar.init(jax.random.fold_in(key, 2)), jax.random.fold_in(key, 1))
+
+    def start(state):
+        @jax.jit
+        def begin(reference, reward, norm, key):
+            copy = jax.tree.map(jnp.copy, reference)  # the reference must not be the buffers that get updated
+            value = reward | {
+                "head_D": reward["head_D"] * norm["reward_gain"],
+                "bias_1": reward["bias_1"] * norm["reward_gain"] + norm["reward_bias"],
+            }
+            return state_of(copy, jax.tree.map(jnp.copy, value), jax.random.wrap_key_data(key))
+
+        return begin(reference, reward, norm, state.key)
+
+    def data(position):
+        batch = batch_at(prompts, position, config.ppo.prompts, setup.seed)
+        rows = None if pretrain is None else batch_at(pretrain, position, config.ppo.prompts, setup.seed + 1)
+        return PpoBatch(prompts=batch, pretrain=rows)
+
+    examination = Examination(config, setup, tokenizer, policy, scalar, frozen_models, heldout)
+    return Task(
+        init=init,
+        start=start,
+        data=data,
+        collect=partial(collect, policy=policy, scalar=scalar, config=config.ppo, end_id=tokenizer.end_id),
+        frozen_models=frozen_models,
+        step=partial(ppo_step, policy=policy, scalar=scalar, optimizer=tx, config=config.ppo),
+        updates_per_batch=config.ppo.updates,
+        evaluate=lambda state: examination.brief(state, key),
+        finish=lambda state: (state, examination.full(state, key)),
+        tokens="ppo/tokens",
+        loss="ppo/score",
+        data_fingerprint=f"{prompts.tokens_BP.shape[0]}-{tokenizer.fingerprint[:16]}",
+    )
+
+
+def _optimizers(config: PpoTask, setup: Setup, roles: Any) -> optax.GradientTransformation:
+    """Policy and value each have their own clipping, learning rate and moments."""
+    own = {"policy": setup.optimizer, "value": config.value_optimizer or setup.optimizer}
+    return optax.partition(
+        {name: optimizer(chosen, setup.steps, roles) for name, chosen in own.items()},
+        {name: jax.tree.map(lambda _, name=name: name, tree) for name, tree in roles.items()},
+    )
+
+
+def _prompts(config: PpoTask) -> tuple[list[Any], list[Any]]:
+    """(training, held-out) lists of (messages, question or None)."""
+    if config.prompts is None:
+        return tuple([(question.messages, question) for question in questions(split)] for split in ("train", "heldout"))  # type: ignore[arg-type, return-value]
+    everything = [(messages, None) for messages in read_prompts(config.prompts)]
+    cut = len(everything) - max(2, len(everything) // 10)
+    if cut < 1:
+        raise ValueError(f"{config.prompts}: {len(everything)} prompts are too few to hold some out; give at least 3")
+    return everything[:cut], everything[cut:]
+
+
+def _pretrain_rows(config: PpoTask, tokenizer: Any) -> Any:
+    if config.ppo.ptx_coefficient == 0.0:
+        return None
+    train, _ = lm.corpus(config.pretrain)
+    return lm.packed_rows(train, tokenizer, config.pretrain.row_tokens)

@@ -1,0 +1,161 @@
+"""Supervised fine-tuning: conversations -> a model that answers and ends its turn."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from gptjax.data.conversations import Message, Turns, pack_conversations, read_conversations
+from gptjax.data.loader import batch_at
+from gptjax.data.prompts import prompt_batch
+from gptjax.data.python_questions import questions
+from gptjax.eval.perplexity import heldout_loss
+from gptjax.generate.engine import SamplingConfig
+from gptjax.model.pure import language_model
+from gptjax.optim.optimizer import optimizer
+from gptjax.run.mesh import put
+from gptjax.run.progress import status
+from gptjax.run.task import Setup, Task
+from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, sampler
+from gptjax.train.lm import lm_sums
+from gptjax.train.sft import sft_step
+from gptjax.train.update import initial_state
+from gptjax.types import LmBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftTask:
+    """Demonstrations of how to answer.
+
+    start_from: stage of the recipe, or folder of a trained stage, whose weights and tokenizer are taken.
+    conversations: JSON lines of {"messages": [{"role", "content"}, ...]}; None: questions about this Python's library.
+    heldout_fraction: of the conversations (of the modules, with the default questions), never trained on.
+    turns: which of the assistant's turns are learnt.  reduction: mean over target tokens, or over conversations.
+    row_tokens: T.  prompt_tokens, answer_tokens: of held-out prompts and their answers when the model is examined.
+    heldout_prompts: how many held-out prompts are answered.
+    """
+
+    start_from: str = "lm"
+    conversations: Path | None = None
+    heldout_fraction: float = 0.1
+    turns: Turns = "all"
+    reduction: Literal["token", "example"] = "token"
+    row_tokens: int = 256
+    loss_chunks: int = 1
+    prompt_tokens: int = 64
+    answer_tokens: int = 48
+    heldout_prompts: int = 256
+
+
+def build(config: SftTask, setup: Setup) -> Task:
+    """The task, with its conversations rendered and packed."""
+    upstream = setup.stage_folder(config.start_from)
+    check_model(upstream, setup.model)
+    tokenizer = inherited_tokenizer(upstream, setup)
+    with status("reading conversations"):
+        train, heldout = conversations(config)
+    rows, heldout_rows = (
+        _reduced(pack_conversations(chosen, tokenizer, config.row_tokens, turns=config.turns)[0], config.reduction)
+        for chosen in (train, heldout)
+    )
+    model = language_model(setup.model)
+    tx = optimizer(setup.optimizer, setup.steps, model.roles)
+    sums = jax.jit(partial(lm_sums, model=model, loss_chunks=config.loss_chunks))
+    place = partial(put, mesh=setup.mesh)
+    sampling = SamplingConfig(max_new_tokens=config.answer_tokens)
+    answer = sampler(model, setup, tokenizer, sampling)
+    asked = [_prompt(messages) for messages in heldout]
+    prompts, report = prompt_batch(asked, tokenizer, config.prompt_tokens)
+    prompts = jax.tree.map(lambda x: x[: config.heldout_prompts], prompts)
+    references = [_reference(heldout[index]) for index in report.kept[: config.heldout_prompts]]
+    shown = [asked[index][-1]["content"] for index in report.kept[: config.heldout_prompts]]
+
+    def start(state):
+        params, _ = load_params(model, upstream, setup.mesh)
+        return jax.jit(lambda params, key: initial_state(params, tx, jax.random.wrap_key_data(key)))(params, state.key)
+
+    def evaluate(state):
+        figures = heldout_loss(partial(sums, state), heldout_rows, setup.batch_size, place, tokenizer.token_bytes_V)
+        return {f"eval/{name}": figures[name] for name in ("nats_per_token", "accuracy")}
+
+    def finish(state):
+        found = answer(state.params, prompts, jax.random.key(setup.seed), min(128, 8 * setup.batch_size))
+        table = [
+            {"prompt": prompt, "reference": reference, "answer": given.text}
+            for prompt, reference, given in zip(shown, references, found, strict=True)
+        ]
+        figures = {name.removeprefix("eval/"): value for name, value in evaluate(state).items()}
+        return state, figures | {
+            "end_rate": float(np.mean([given.ended for given in found])),
+            "answer_tokens": float(np.mean([len(given.tokens) for given in found])),
+            "answers": table[:20],
+        }
+
+    step = partial(
+        sft_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=setup.model.dropout > 0
+    )
+    return Task(
+        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        start=start,
+        data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed),
+        step=step,
+        evaluate=evaluate,
+        finish=finish,
+        tokens="sft/row_tokens",
+        loss="sft/nats_per_token",
+        flops_per_token=setup.model.train_flops_per_token(config.row_tokens),
+        data_fingerprint=f"{_fingerprint(rows)}-{tokenizer.fingerprint[:16]}",
+    )
+
+
+def conversations(config: SftTask) -> tuple[list[Sequence[Message]], list[Sequence[Message]]]:
+    """(training conversations, held-out conversations)."""
+    if config.conversations is None:
+        train, heldout = (questions(split, fraction=config.heldout_fraction) for split in ("train", "heldout"))
+        return [question.conversation for question in train], [question.conversation for question in heldout]
+    everything = list(read_conversations(config.conversations))
+    heldout = [messages for messages in everything if _fraction(messages) < config.heldout_fraction]
+    train = [messages for messages in everything if _fraction(messages) >= config.heldout_fraction]
+    if not heldout or not train:
+        raise ValueError(
+            f"{config.conversations}: {len(everything)} conversations are too few to hold "
+            f"{config.heldout_fraction:.0%} of them out: give more, or change task.heldout_fraction"
+        )
+    return train, heldout
+
+
+def _prompt(messages: Sequence[Message]) -> Sequence[Message]:
+    """Up to the first thing that the assistant says."""
+    first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    return messages[:first]
+
+
+def _reference(messages: Sequence[Message]) -> str:
+    return next(message["content"] for message in messages if message["role"] == "assistant")
+
+
+def _reduced(rows: LmBatch, reduction: Literal["token", "example"]) -> LmBatch:
+    """Weights of 1, or of 1 / (targets of the conversation)."""
+    if reduction == "token":
+        return rows
+    weights_BT = np.zeros_like(rows.weights_BT)
+    for segment in range(1, int(rows.segments_BT.max()) + 1):
+        inside_BT = (rows.segments_BT == segment) & (rows.weights_BT > 0)
+        weights_BT += inside_BT / np.maximum(inside_BT.sum(axis=1, keepdims=True), 1)
+    return LmBatch(**(vars(rows) | {"weights_BT": weights_BT.astype(np.float32)}))
+
+
+def _fraction(messages: Sequence[Message]) -> float:
+    return int.from_bytes(hashlib.sha256(repr(list(messages)).encode()).digest()[:8], "big") / 2**64
+
+
+def _fingerprint(rows: LmBatch) -> str:
+    digest = hashlib.sha256()
+    for values in vars(rows).values():
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,87 @@
+"""What a stage takes from another one: tokenizer, parameters, and a sampler over them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gptjax import dims
+from gptjax.data.tokenizer import Tokenizer
+from gptjax.eval.answers import Answer, answers
+from gptjax.generate.engine import SamplingConfig, generate
+from gptjax.model.config import ModelConfig
+from gptjax.run.checkpoint import load_model
+from gptjax.run.mesh import put
+from gptjax.run.task import Setup
+from gptjax.types import Model, Params, PromptBatch, ScalarModel
+
+
+def inherited_tokenizer(folder: Path, setup: Setup) -> Tokenizer:
+    """The tokenizer of another stage, copied into this stage's folder so that a result is complete by itself."""
+    source, own = folder / "tokenizer.model", setup.folder / "tokenizer.model"
+    if not own.exists():
+        if not source.exists():
+            raise ValueError(f"no tokenizer in {folder}: has that stage been trained?")
+        own.parent.mkdir(parents=True, exist_ok=True)
+        partial_copy = own.with_suffix(".tmp")
+        shutil.copyfile(source, partial_copy)
+        partial_copy.replace(own)
+    return Tokenizer.load(own)
+
+
+def check_model(folder: Path, config: ModelConfig) -> None:
+    """Raise ValueError if the stage in `folder` trained a model of other sizes than `config`."""
+    path = folder / "model.json"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: {folder} is not the folder of a trained stage")
+    theirs = json.loads(path.read_text())
+    mine = vars(config)
+    sizes = [name for name in theirs if name not in ("dropout", "dtype", "remat") and theirs[name] != mine.get(name)]
+    if sizes:
+        listed = ", ".join(f"model.{name} {theirs[name]} there, {mine.get(name)} here" for name in sizes)
+        raise ValueError(f"the model in {folder} differs from this experiment's: {listed}")
+
+
+def load_params(
+    model: Model | ScalarModel, folder: Path, mesh: Mesh, scalars: tuple[str, ...] = ()
+) -> tuple[Params, dict[str, jax.Array]]:
+    """(params, extra) of a finished stage on this mesh; `scalars` names what its `extra` holds."""
+
+    def struct(shape: jax.ShapeDtypeStruct, letters: str) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, dims.param_spec(letters))
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    abstract = {"params": jax.tree.map(struct, shapes, model.letters), "extra": dict.fromkeys(scalars, scalar)}
+    loaded = load_model(folder, abstract)
+    return loaded["params"], loaded["extra"]
+
+
+def sampler(
+    model: Model, setup: Setup, tokenizer: Tokenizer, sampling: SamplingConfig
+) -> Callable[[Params, PromptBatch, jax.Array, int], list[Answer]]:
+    """(params, prompts, key, batch_size) -> answers, compiled once."""
+
+    @jax.jit
+    def sample(params: Params, prompts: PromptBatch, key: jax.Array) -> Any:
+        return generate(model, params, {}, prompts, key, sampling=sampling, end_id=tokenizer.end_id)
+
+    def run(params: Params, prompts: PromptBatch, key: jax.Array, batch_size: int) -> list[Answer]:
+        return answers(
+            partial(sample, params),
+            prompts,
+            key,
+            batch_size=batch_size,
+            put=partial(put, mesh=setup.mesh),
+            decode=tokenizer.decode,
+            end_id=tokenizer.end_id,
+        )
+
+    return run

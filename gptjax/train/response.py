@@ -1,0 +1,39 @@
+"""What a model says of given responses: log-probabilities and values of each response token."""
+
+from functools import partial
+
+import jax
+from jax.sharding import reshard
+
+from gptjax import dims
+from gptjax.losses.cross_entropy import token_logp
+from gptjax.types import Model, Params, ScalarModel
+
+
+def before_response(x: jax.Array, letters: str, responses: int) -> jax.Array:
+    """The last `responses` positions shifted by one: what stands before each response token.
+
+    `letters` spell x's dims with T second. T is gathered over `context`, because the cut is not a multiple of a shard.
+    """
+    gathered = reshard(x, dims.act_spec(letters, decoding=True))
+    end = x.shape[1] - 1
+    return jax.lax.slice_in_dim(gathered, end - responses, end, axis=1)
+
+
+def response_logp(
+    model: Model, *, params: Params, frozen: Params, rows: dict[str, jax.Array], responses: int, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """(logp_BR, entropy_BR) of the response tokens under `params`, in nats, at the sampling temperature."""
+    h_BTD = model.hidden(params, frozen, rows["tokens_BT"], rows["segments_BT"], rows["positions_BT"])
+    h_BRD = before_response(h_BTD, "BTD", responses)
+    targets_BR = reshard(rows["tokens_BT"], dims.act_spec("BS"))[:, -responses:]
+    unembed = partial(model.unembed, params, frozen, decoding=True)
+    return token_logp(unembed, h_BRD, targets_BR, temperature)
+
+
+def response_values(
+    model: ScalarModel, params: Params, frozen: Params, rows: dict[str, jax.Array], responses: int
+) -> jax.Array:
+    """f32[B, R], the critic's value before each response token."""
+    values_BT = model.values(params, frozen, rows["tokens_BT"], rows["segments_BT"], rows["positions_BT"])
+    return before_response(values_BT, "BT", responses)

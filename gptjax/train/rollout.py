@@ -1,0 +1,101 @@
+"""From prompts to a rollout: sample, score, reference log-probabilities, advantages. Pure given the key."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import reshard
+
+from gptjax import dims
+from gptjax.generate.engine import SamplingConfig, generate, prompt_layout
+from gptjax.losses.returns import gae, kl_shaped_rewards, whitened
+from gptjax.train.ppo import PpoConfig
+from gptjax.train.response import response_logp, response_values
+from gptjax.types import Model, Params, PpoBatch, PromptBatch, Rollout, ScalarModel, TrainState
+
+
+def collect(
+    state: TrainState,
+    frozen_models: dict[str, Any],
+    batch: PpoBatch,
+    key: jax.Array,
+    *,
+    policy: Model,
+    scalar: ScalarModel,
+    config: PpoConfig,
+    end_id: int,
+) -> Rollout:
+    """Sample a response to each prompt and compute everything that the PPO updates on it need.
+
+    Args:
+        state: params {"policy", "value"}; extra {"kl_coefficient"}.
+        frozen_models: reference (policy parameters), reward (parameters of `scalar`), reward_gain, reward_bias.
+        batch: left-padded prompts, and pre-training rows for the updates if PPO-ptx is on.
+        key: PRNG key of this rollout.
+        policy: the language model.
+        scalar: reward and value model.
+        config: PPO's settings.
+        end_id: the end-of-turn token.
+    """
+    sampling = SamplingConfig(max_new_tokens=config.response_tokens, temperature=config.temperature)
+    tokens_BR, mask_BR = generate(
+        policy, state.params["policy"], state.frozen, batch.prompts, key, sampling=sampling, end_id=end_id
+    )
+    tokens_BT, segments_BT, positions_BT = full_rows(batch.prompts, tokens_BR, mask_BR)
+    rows = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "positions_BT": positions_BT}
+    logp = partial(response_logp, policy, rows=rows, responses=tokens_BR.shape[1], temperature=config.temperature)
+    logp_old_BR, _ = logp(params=state.params["policy"], frozen=state.frozen)
+    logp_ref_BR, _ = logp(params=frozen_models["reference"], frozen=state.frozen)
+    values_BR = response_values(scalar, state.params["value"], state.frozen, rows, tokens_BR.shape[1])
+    ended_B = jnp.any(mask_BR & (tokens_BR == end_id), axis=1)
+    raw_B = last_score(scalar, frozen_models["reward"], state.frozen, rows)
+    scores_B = finished_scores(frozen_models["reward_gain"] * raw_B + frozen_models["reward_bias"], ended_B, config)
+    rewards_BR = kl_shaped_rewards(
+        scores_B, logp_old_BR, logp_ref_BR, mask_BR, kl_coefficient=state.extra["kl_coefficient"]
+    )
+    if config.whiten_rewards:
+        rewards_BR = whitened(rewards_BR, mask_BR, shift_mean=False)
+    advantages_BR, returns_BR = gae(
+        rewards_BR, values_BR, mask_BR, discount=config.discount, trace=config.trace
+    )
+    return Rollout(
+        **rows,
+        mask_BR=mask_BR,
+        logp_old_BR=logp_old_BR,
+        logp_ref_BR=logp_ref_BR,
+        values_BR=jnp.where(mask_BR, values_BR, 0.0),
+        rewards_BR=rewards_BR,
+        advantages_BR=advantages_BR,
+        returns_BR=returns_BR,
+        scores_B=scores_B,
+        ended_B=ended_B,
+        pretrain=batch.pretrain,
+    )
+
+
+def full_rows(
+    prompts: PromptBatch, tokens_BR: jax.Array, mask_BR: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(tokens_BT, segments_BT, positions_BT): prompt and response in one row, what follows the end as padding."""
+    segments_BP, _ = prompt_layout(prompts.lengths_B, prompts.tokens_BP.shape[1])
+    tokens_BT = jnp.concatenate([prompts.tokens_BP, tokens_BR], axis=1)
+    segments_BT = jnp.concatenate([segments_BP, mask_BR.astype(jnp.int32)], axis=1)
+    positions_BT = jnp.maximum(jnp.cumsum(segments_BT, axis=1) - 1, 0)
+    spec = dims.act_spec("BT")
+    return reshard(tokens_BT, spec), reshard(segments_BT, spec), reshard(positions_BT, spec)
+
+
+def last_score(model: ScalarModel, params: Params, frozen: Params, rows: dict[str, jax.Array]) -> jax.Array:
+    """f32[B], the model's value at the last real token of each row."""
+    values_BT = model.values(params, frozen, rows["tokens_BT"], rows["segments_BT"], rows["positions_BT"])
+    last_B1 = jnp.max(jnp.where(rows["segments_BT"] > 0, rows["positions_BT"], -1), axis=1, keepdims=True)
+    is_last_BT = (rows["segments_BT"] > 0) & (rows["positions_BT"] == last_B1)
+    return jnp.sum(jnp.where(is_last_BT, values_BT, 0.0), axis=1)
+
+
+def finished_scores(scores_B: jax.Array, ended_B: jax.Array, config: PpoConfig) -> jax.Array:
+    """The missing-end rule: a response without end-of-turn gets a fixed score, or its own minus a penalty."""
+    if config.missing_end_score is not None:
+        return jnp.where(ended_B, scores_B, config.missing_end_score)
+    return scores_B - jnp.where(ended_B, 0.0, config.missing_end_penalty)

@@ -1,0 +1,173 @@
+"""The metrics log survives kills and compares bit for bit."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.run.metrics import Meter, MetricsLog, read_metrics, same_losses
+
+
+def log_of(folder, rows):
+    with MetricsLog(folder) as log:
+        for step, metrics in rows:
+            log.write(step, metrics)
+    return folder / "metrics.jsonl"
+
+
+def test_each_row_is_one_json_object_that_is_on_disk_at_once(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        log.write(1, {"lm/nats_per_token": 3.25, "lm/tokens": np.int32(8)})
+        log.write(2, {"lm/nats_per_token": jnp.float32(3.0)})
+        text = (tmp_path / "metrics.jsonl").read_text()
+    first = '{"step": 1, "lm/nats_per_token": 3.25, "lm/tokens": 8}\n'
+    assert text == first + '{"step": 2, "lm/nats_per_token": 3.0}\n'
+
+
+def test_float32_values_come_back_exactly(tmp_path):
+    bits = np.random.default_rng(0).integers(0, 2**32, 500, dtype=np.uint32)
+    values = bits.view(np.float32)
+    values = values[np.isfinite(values)]
+    path = log_of(tmp_path, [(0, {f"m/{i}": value for i, value in enumerate(values)})])
+    back = np.array([read_metrics(path)[0][f"m/{i}"] for i in range(len(values))], np.float32)
+    np.testing.assert_array_equal(back.view(np.uint32), values.view(np.uint32))
+
+
+def test_bfloat16_and_non_finite_values_come_back(tmp_path):
+    rows = [(1, {"a": np.float32("nan"), "b": float("inf"), "c": jnp.float32(-jnp.inf), "d": jnp.bfloat16(1.5)})]
+    path = log_of(tmp_path, rows)
+    assert json.loads(path.read_text()) == {"step": 1, "a": "nan", "b": "inf", "c": "-inf", "d": 1.5}
+    row = read_metrics(path)[0]
+    assert np.isnan(row["a"])
+    assert (row["b"], row["c"], row["d"]) == (float("inf"), -float("inf"), 1.5)
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), "high", None, 1j])
+def test_what_is_no_number_is_refused(tmp_path, value):
+    with MetricsLog(tmp_path) as log, pytest.raises(ValueError, match="'lm/x' is not a number"):
+        log.write(1, {"lm/x": value})
+
+
+def test_a_metric_called_step_is_refused(tmp_path):
+    with MetricsLog(tmp_path) as log, pytest.raises(ValueError, match="step"):
+        log.write(1, {"step": 3})
+
+
+def test_resume_drops_later_rows_and_a_half_written_one(tmp_path):
+    path = log_of(tmp_path, [(step, {"lm/nats_per_token": step / 3}) for step in range(1, 6)])
+    with path.open("a") as file:
+        file.write('{"step": 6, "lm/nats_per_')  # what kill -9 leaves
+    log = MetricsLog(tmp_path)
+    log.close()
+    assert len(path.read_text().splitlines()) == 5
+    path.write_text(path.read_text() + '{"step": 6, "lm/na')
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5]
+    with MetricsLog(tmp_path) as log:
+        assert log.resume(3) == 2  # 4 and 5; opening the log dropped the half row
+        log.write(4, {"lm/nats_per_token": 9.0})
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
+    assert read_metrics(path)[-1]["lm/nats_per_token"] == 9.0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+def test_resume_counts_a_half_row_written_after_opening(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        log.write(1, {"a": 1.0})
+        with (tmp_path / "metrics.jsonl").open("ab") as file:
+            file.write(b'{"step": 2, "\xc3')
+        assert log.resume(1) == 1
+        assert log.resume(0) == 1
+        assert log.resume(0) == 0
+
+
+def test_a_complete_last_row_without_newline_is_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "a": 0.1}')
+    log_of(tmp_path, [(2, {"a": 0.2})])
+    assert path.read_text() == '{"step": 1, "a": 0.1}\n{"step": 2, "a": 0.2}\n'
+
+
+def test_a_bad_row_in_the_middle_names_file_and_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: .*rubbish"):
+        read_metrics(path)
+
+
+def test_a_killed_process_leaves_every_written_row(tmp_path):
+    code = (
+        "import os, signal, sys, pathlib; from gptjax.run.metrics import MetricsLog\n"
+        "log = MetricsLog(pathlib.Path(sys.argv[1]))\n"
+        "for i in range(20): log.write(i, {'a': i / 7})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
+    assert [row["a"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [i / 7 for i in range(20)]
+
+
+def test_tensorboard_holds_the_values_and_marks_what_resume_dropped(tmp_path):
+    from tensorboardX.proto import event_pb2
+
+    log_of(tmp_path, [(1, {"lm/x": 0.5}), (2, {"lm/x": 0.25})])
+    with MetricsLog(tmp_path) as log:
+        log.resume(1)
+        log.write(2, {"lm/x": 0.75})
+    events = []
+    for path in sorted((tmp_path / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")  # u64 length, u32 crc, record, u32 crc
+            events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+    scalars = [(event.step, event.summary.value[0].simple_value) for event in events if event.summary.value]
+    assert scalars == [(1, 0.5), (2, 0.25), (2, 0.75)]
+    starts = [event.step for event in events if event.HasField("session_log")]
+    assert starts == [2]  # TensorBoard hides earlier events from step 2 on
+
+
+def test_same_losses_ignores_speed_and_sees_one_bit(tmp_path):
+    x = np.float32(0.1)
+    a = log_of(tmp_path / "a", [(1, {"lm/x": x, "perf/step_seconds": 1.0}), (2, {"perf/step_seconds": 2.0})])
+    b = log_of(tmp_path / "b", [(1, {"lm/x": x, "perf/step_seconds": 3.0})])
+    c = log_of(tmp_path / "c", [(1, {"lm/x": np.nextafter(x, np.float32(1))})])
+    assert same_losses(a, b) == []
+    assert same_losses(a, c) == ["step 1 lm/x: 0.10000000149011612 != 0.10000000894069672"]
+
+
+def test_same_losses_tells_apart_zero_signs_nans_and_missing_rows(tmp_path):
+    nan = float("nan")
+    a = log_of(tmp_path / "a", [(1, {"m": 0.0, "n": nan}), (1, {"e": 1.0}), (2, {"m": 2.0})])
+    b = log_of(tmp_path / "b", [(1, {"m": -0.0, "n": nan}), (1, {"e": 1})])
+    assert same_losses(a, a) == []
+    assert same_losses(a, b) == ["step 1 m: 0.0 != -0.0", "step 1 e: 1.0 != 1", "step 2 m: 2.0 != absent"]
+
+
+def test_meter_divides_by_the_time_of_its_window():
+    # began 0; waits 1..2 and 5..6; read at 10: 2 steps and 40 tokens in 10 s, 2 s of them waiting; next window 10..
+    times = iter([0.0, 1.0, 2.0, 5.0, 6.0, 10.0, 10.0, 12.0, 12.0])
+    meter = Meter(clock=lambda: next(times))
+    for _ in range(2):
+        with meter.waiting():
+            pass
+        meter.step(tokens=20)
+    expected = {"perf/tokens_per_second": 4.0, "perf/step_seconds": 5.0, "perf/data_wait_fraction": 0.2}
+    assert meter.read() == expected
+    assert meter.read() == {}
+
+
+def test_restart_forgets_a_pause():
+    times = itertools.count(0.0, 1.0)
+    meter = Meter(clock=lambda: next(times))
+    meter.step(tokens=100)
+    meter.restart()
+    meter.step(tokens=3)
+    assert meter.read()["perf/tokens_per_second"] == 3.0
+
+
+def test_importing_the_module_leaves_tensorboardx_alone():
+    code = "import sys, gptjax.run.metrics; print('tensorboardX' in sys.modules, 'jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"

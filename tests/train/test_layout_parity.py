@@ -1,0 +1,190 @@
+"""Every objective's step gives the same parameters on one device and on meshes that use every axis, and bytes really fall."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gptjax.model.config import ModelConfig
+from gptjax.model.pure import language_model, scalar_model
+from gptjax.optim.optimizer import OptimizerConfig, optimizer
+from gptjax.run.mesh import MeshConfig, make_mesh, put
+from gptjax.train.lm import lm_step
+from gptjax.train.ppo import PpoConfig, ppo_step
+from gptjax.train.reward import reward_step
+from gptjax.train.rollout import collect
+from gptjax.train.sft import sft_step
+from gptjax.types import LmBatch, PpoBatch, PromptBatch, RewardBatch, TrainState
+
+ONE = MeshConfig(data=1)
+MESHES = {
+    "data 8": MeshConfig(data=8),
+    "fsdp 8": MeshConfig(data=1, fsdp=8),
+    "fsdp 4 tensor 2": MeshConfig(data=1, fsdp=4, tensor=2),
+    "fsdp 2 context 2 tensor 2": MeshConfig(data=1, fsdp=2, context=2, tensor=2),
+    "data 2 expert 2 context 2": MeshConfig(data=2, expert=2, context=2),
+}
+SIZES = {"vocab_size": 64, "layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "hidden": 32, "max_length": 32}
+ADAMW = OptimizerConfig(peak_lr=1e-2, weight_decay=0.1, eps=1e-3)
+PPO = PpoConfig(prompts=16, minibatches=2, epochs=2, response_tokens=8, kl_coefficient=0.1, ptx_coefficient=0.5)
+
+
+def lm_batch(rng, rows=16, length=16):
+    segments = np.where(np.arange(length) < 9, 1, np.where(np.arange(length) < 14, 2, 0))[None].repeat(rows, 0)
+    positions = np.where(np.arange(length) < 9, np.arange(length), np.maximum(np.arange(length) - 9, 0))
+    last = (np.arange(length) == 8) | (np.arange(length) >= 13)
+    return LmBatch(
+        tokens_BT=rng.integers(0, 64, (rows, length), np.int32),
+        targets_BT=rng.integers(0, 64, (rows, length), np.int32),
+        segments_BT=segments.astype(np.int32),
+        positions_BT=positions[None].repeat(rows, 0).astype(np.int32),
+        weights_BT=np.where(last, 0.0, 1.0)[None].repeat(rows, 0).astype(np.float32),
+    )
+
+
+def reward_batch(rng, prompts=16, candidates=4, length=12):
+    lengths = rng.integers(3, length + 1, (prompts, candidates), np.int32)
+    lengths[:, -1] *= rng.integers(0, 2, prompts, np.int32)
+    ranks = np.where(lengths > 0, rng.integers(1, 4, lengths.shape), 0)
+    tokens = rng.integers(0, 64, (prompts, candidates, length), np.int32)
+    return RewardBatch(tokens_BCT=tokens, lengths_BC=lengths, ranks_BC=ranks.astype(np.int32))
+
+
+def state_of(params, tx):
+    key = jax.random.key_data(jax.random.key(7))
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=tx.init(params),
+        key=key,
+        frozen={},
+        extra={"kl_coefficient": jnp.asarray(0.1)},
+    )
+
+
+def lm_task(kind, step, **switches):
+    def build(config):
+        model = language_model(ModelConfig(**SIZES, **switches, dtype=config))
+        tx = optimizer(ADAMW, 10, model.roles)
+        run = partial(step, model=model, optimizer=tx, loss_chunks=2, dropout=model_dropout(switches))
+        return tx, lambda key: model.init(key), run, lm_batch, None
+
+    return build
+
+
+def model_dropout(switches):
+    return switches.get("dropout", 0.0) > 0
+
+
+def reward_task(config):
+    model = scalar_model(ModelConfig(**SIZES, dtype=config))
+    tx = optimizer(ADAMW, 10, model.roles)
+    return tx, model.init, partial(reward_step, model=model, optimizer=tx), reward_batch, None
+
+
+def ppo_task(config):
+    sizes = ModelConfig(**SIZES, dtype=config)
+    policy, scalar = language_model(sizes), scalar_model(sizes)
+    roles = {"policy": policy.roles, "value": scalar.roles}
+    tx = optimizer(ADAMW, 10, roles)
+
+    def init(key):
+        return {"policy": policy.init(key), "value": scalar.init(jax.random.fold_in(key, 1))}
+
+    def batch(rng):
+        lengths = rng.integers(1, 9, 16).astype(np.int32)
+        prompts = PromptBatch(tokens_BP=rng.integers(0, 64, (16, 8), np.int32), lengths_B=lengths)
+        return PpoBatch(prompts=prompts, pretrain=lm_batch(rng))
+
+    def gather(state, host_batch):
+        reward = scalar.init(jax.random.key(3))
+        frozen = {
+            "reference": policy.init(jax.random.key(5)),
+            "reward": reward,
+            "reward_gain": jnp.asarray(1.5),
+            "reward_bias": jnp.asarray(-0.1),
+        }
+        key = jax.random.key(11)
+        return collect(state, frozen, host_batch, key, policy=policy, scalar=scalar, config=PPO, end_id=3)
+
+    step = partial(ppo_step, policy=policy, scalar=scalar, optimizer=tx, config=PPO)
+    return tx, init, step, batch, gather
+
+
+TASKS = {
+    "lm llama": lm_task("lm", lm_step),
+    "lm gpt": lm_task("lm", lm_step, positions="learned", norm="layer", activation="gelu", bias=True, tied=False),
+    "sft dropout": lm_task("sft", sft_step, dropout=0.1),
+    "reward": reward_task,
+    "ppo": ppo_task,
+}
+
+
+def three_updates(task, mesh_config, dtype):
+    """(parameters after three updates as NumPy, bytes of parameters and optimizer state on device 0)."""
+    tx, init, step, make_batch, gather = TASKS[task](dtype)
+    mesh = make_mesh(mesh_config, jax.devices()[: math.prod(mesh_config.sizes(8 if mesh_config is not ONE else 1))])
+    with jax.set_mesh(mesh):
+        state = jax.jit(lambda key: state_of(init(key), tx))(jax.random.key(0))
+        batch = put(make_batch(np.random.default_rng(0)), mesh)
+        if gather is not None:
+            batch = jax.jit(gather)(state, batch)
+        held = sum(
+            shard.data.nbytes
+            for leaf in jax.tree.leaves((state.params, state.opt_state))
+            for shard in leaf.addressable_shards
+            if shard.device == mesh.devices.flat[0]
+        )
+        run = jax.jit(step)
+        for _ in range(3):
+            state, metrics = run(state, batch)
+        return jax.tree.map(np.asarray, state.params), held, jax.tree.map(float, metrics)
+
+
+@pytest.fixture(scope="module")
+def single():
+    cache = {}
+
+    def get(task, dtype):
+        if (task, dtype) not in cache:
+            cache[task, dtype] = three_updates(task, ONE, dtype)
+        return cache[task, dtype]
+
+    return get
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("task", TASKS)
+def test_three_updates_on_a_mesh_equal_those_on_one_device(task, mesh, single, x64):
+    expected, held_alone, metrics_alone = single(task, "float64")
+    params, held, metrics = three_updates(task, MESHES[mesh], "float64")
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10, err_msg=f"{task} on {mesh}: {jax.tree_util.keystr(path)}")
+    for name, value in metrics_alone.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+    config = MESHES[mesh]
+    assert held <= held_alone / (config.fsdp * config.tensor) * 1.10, (held, held_alone)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_float32_updates_on_a_mesh_stay_close(task, single):
+    expected, _, _ = single(task, "float32")
+    params, _, _ = three_updates(task, MESHES["fsdp 2 context 2 tensor 2"], "float32")
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+
+
+def test_adamw_of_a_run_is_optax_adamw_after_clipping():
+    params = {"w": jnp.asarray([3.0, 4.0]), "n": jnp.asarray([1.0])}
+    tx = optimizer(OptimizerConfig(peak_lr=0.1, schedule="constant", weight_decay=0.5), 10, {"w": "matrix", "n": "norm"})
+    by_hand = optax.adamw(0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.5, mask={"w": True, "n": False})
+    grads = {"w": jnp.asarray([30.0, 40.0]), "n": jnp.asarray([0.0])}  # norm 50, clipped to 1
+    clipped = {"w": jnp.asarray([0.6, 0.8]), "n": jnp.asarray([0.0])}
+    ours, _ = tx.update(grads, tx.init(params), params)
+    theirs, _ = by_hand.update(clipped, by_hand.init(params), params)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
