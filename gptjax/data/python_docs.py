@@ -86,9 +86,13 @@ def documents(split: Split = "train", *, include_source: bool = False, fraction:
     Raises:
         ValueError: unknown split, or a fraction outside [0, 1].
     """
-    unique = {document.text: document for document in reversed([*_every(split, include_source, fraction)])}
-    taken = {document.text for document in _every("train", include_source, fraction)} if split == "heldout" else set()
-    return [document for text, document in reversed(unique.items()) if text not in taken]
+    seen = {document.text for document in _every("train", include_source, fraction)} if split == "heldout" else set()
+    kept = []
+    for document in _every(split, include_source, fraction):
+        if document.text not in seen:
+            seen.add(document.text)
+            kept.append(document)
+    return kept
 
 
 def fingerprint(texts: Iterable[Document]) -> str:
