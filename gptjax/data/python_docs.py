@@ -80,7 +80,7 @@ def documents(split: Split = "train", *, include_source: bool = False, fraction:
         fraction: share of top-level modules, and of topics, that is held out.
 
     Returns:
-        Documents, none of them in both splits; `origin` is "docstring:os.path.join", "topic:ASSERTION" or
+        Documents, none of them in both splits; `origin` is "docstrings:os.path", "topic:ASSERTION" or
         "source:json.decoder".
 
     Raises:
@@ -112,9 +112,12 @@ def _every(split: Split, include_source: bool, fraction: float) -> Iterator[Docu
 
 
 def _docstrings(split: Split, fraction: float) -> Iterator[Document]:
+    """One page for each module, as in a manual: its docstrings in order."""
+    pages: dict[str, list[str]] = {}
     for item in split_objects(split, fraction):
-        text = f"{item.kind} {item.name}{item.signature}\n\n{item.doc}\n"
-        yield Document(text=text, origin=f"docstring:{item.name}")
+        pages.setdefault(item.module, []).append(f"{item.kind} {item.name}{item.signature}\n\n{item.doc}\n")
+    for module, entries in pages.items():
+        yield Document(text="\n".join(entries), origin=f"docstrings:{module}")
 
 
 def _topics(split: Split, fraction: float) -> Iterator[Document]:

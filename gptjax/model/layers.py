@@ -104,8 +104,10 @@ class Mlp(nnx.Module):
         f_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_in_DF, "DF", dtype), out_sharding=hidden_spec)
         if self.b_in_F is not None:
             f_BTF += use(self.b_in_F, "F", dtype)[None, None]
-        if self.w_gate_DF is None:
+        if self.config.activation == "gelu":
             f_BTF = jax.nn.gelu(f_BTF)
+        elif self.config.activation == "relu2":
+            f_BTF = jnp.square(jax.nn.relu(f_BTF))
         else:
             gate_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_gate_DF, "DF", dtype), out_sharding=hidden_spec)
             f_BTF = jax.nn.silu(gate_BTF) * f_BTF

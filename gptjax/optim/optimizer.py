@@ -1,22 +1,26 @@
-"""The optimizer of a run: gradient clipping, AdamW with decay by parameter role, a schedule."""
+"""The optimizer of a run: gradient clipping, AdamW or Muon by parameter role, a schedule."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import optax
 
+from gptjax.optim.muon import scale_by_muon
 from gptjax.optim.schedule import ScheduleName, schedule
 from gptjax.types import Params
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its schedule; weight decay touches matrices only.
+    """The update rule and its schedule; weight decay touches matrices only.
 
+    name: adamw, or muon (matrices by Muon, everything else by AdamW; one learning rate serves both).
     peak_lr: largest learning rate.  schedule, warmup_steps, start_fraction, final_fraction: see gptjax.optim.schedule.
     b1, b2, eps: Adam's.  weight_decay: decoupled, per unit of learning rate.  clip_norm: largest global gradient norm.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     peak_lr: float
     schedule: ScheduleName = "cosine"
     warmup_steps: int = 0
@@ -50,23 +54,25 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
-def optimizer(config: OptimizerConfig, steps: int, roles: Params) -> optax.GradientTransformation:
+def optimizer(config: OptimizerConfig, steps: int, roles: Params, letters: Params) -> optax.GradientTransformation:
     """The gradient transformation of a run.
 
     Args:
         config: hyper-parameters.
         steps: updates in the run; the schedule ends there.
         roles: matrix, bias, norm or embedding for each parameter.
+        letters: dimensions of each parameter (see gptjax.dims).
     """
-    decays = jax.tree.map(lambda role: role == "matrix", roles)
+    is_matrix = jax.tree.map(lambda role: role == "matrix", roles)
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    direction = adam
+    if config.name == "muon":
+        by_muon = jax.tree.map(lambda matrix, letter: matrix and letter.startswith("L"), is_matrix, letters)
+        labels = jax.tree.map(lambda chosen: "muon" if chosen else "adam", by_muon)
+        direction = optax.partition({"muon": scale_by_muon(letters), "adam": adam}, labels)
     return optax.chain(
         optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decays,
-        ),
+        direction,
+        optax.add_decayed_weights(config.weight_decay, is_matrix),
+        optax.scale_by_learning_rate(learning_rate(config, steps)),
     )

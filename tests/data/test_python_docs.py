@@ -90,7 +90,7 @@ def test_the_corpus_is_large_and_splits_by_module():
     if tops[0]:  # some distributions ship no sources
         assert tops[0].isdisjoint(tops[1])
     kinds = {d.origin.partition(":")[0] for d in train}
-    assert {"docstring", "topic"} >= kinds >= {"docstring"}
+    assert {"docstrings", "topic"} >= kinds >= {"docstrings"}
 
 
 def test_no_document_and_no_docstring_is_in_both_splits_or_twice():

@@ -69,7 +69,7 @@ def state_of(params, tx):
 def lm_task(kind, step, **switches):
     def build(config):
         model = language_model(ModelConfig(**SIZES, **switches, dtype=config))
-        tx = optimizer(ADAMW, 10, model.roles)
+        tx = optimizer(ADAMW, 10, model.roles, model.letters)
         run = partial(step, model=model, optimizer=tx, loss_chunks=2, dropout=model_dropout(switches))
         return tx, lambda key: model.init(key), run, lm_batch, None
 
@@ -82,7 +82,7 @@ def model_dropout(switches):
 
 def reward_task(config):
     model = scalar_model(ModelConfig(**SIZES, dtype=config))
-    tx = optimizer(ADAMW, 10, model.roles)
+    tx = optimizer(ADAMW, 10, model.roles, model.letters)
     return tx, model.init, partial(reward_step, model=model, optimizer=tx), reward_batch, None
 
 
@@ -90,7 +90,8 @@ def ppo_task(config):
     sizes = ModelConfig(**SIZES, dtype=config)
     policy, scalar = language_model(sizes), scalar_model(sizes)
     roles = {"policy": policy.roles, "value": scalar.roles}
-    tx = optimizer(ADAMW, 10, roles)
+    letters = {"policy": policy.letters, "value": scalar.letters}
+    tx = optimizer(ADAMW, 10, roles, letters)
 
     def init(key):
         return {"policy": policy.init(key), "value": scalar.init(jax.random.fold_in(key, 1))}
@@ -180,7 +181,7 @@ def test_float32_updates_on_a_mesh_stay_close(task, single):
 
 def test_adamw_of_a_run_is_optax_adamw_after_clipping():
     params = {"w": jnp.asarray([3.0, 4.0]), "n": jnp.asarray([1.0])}
-    tx = optimizer(OptimizerConfig(peak_lr=0.1, schedule="constant", weight_decay=0.5), 10, {"w": "matrix", "n": "norm"})
+    tx = optimizer(OptimizerConfig(peak_lr=0.1, schedule="constant", weight_decay=0.5), 10, {"w": "matrix", "n": "norm"}, {"w": "D", "n": "D"})
     by_hand = optax.adamw(0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.5, mask={"w": True, "n": False})
     grads = {"w": jnp.asarray([30.0, 40.0]), "n": jnp.asarray([0.0])}  # norm 50, clipped to 1
     clipped = {"w": jnp.asarray([0.6, 0.8]), "n": jnp.asarray([0.0])}

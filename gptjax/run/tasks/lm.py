@@ -65,7 +65,7 @@ def build(config: LmTask, setup: Setup) -> Task:
     with status("packing rows"):
         rows, heldout_rows = (packed_rows(documents, tokenizer, config.row_tokens) for documents in (train, heldout))
     model = language_model(setup.model)
-    tx = optimizer(setup.optimizer, setup.steps, model.roles)
+    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
     place = partial(put, mesh=setup.mesh)
     sums = jax.jit(partial(lm_sums, model=model, loss_chunks=config.loss_chunks))
     step = partial(

@@ -68,7 +68,7 @@ def build(config: PpoTask, setup: Setup) -> Task:
     reference, _ = load_params(policy, policy_folder, setup.mesh)
     reward, norm = load_params(scalar, reward_folder, setup.mesh, ("reward_gain", "reward_bias"))
     frozen_models = {"reference": reference, "reward": reward} | norm
-    tx = _optimizers(config, setup, {"policy": policy.roles, "value": scalar.roles})
+    tx = _optimizers(config, setup, {"policy": policy, "value": scalar})
     train, heldout = _prompts(config)
     prompts, _ = prompt_batch([messages for messages, _ in train], tokenizer, config.prompt_tokens)
     pretrain = _pretrain_rows(config, tokenizer)
@@ -115,11 +115,13 @@ def build(config: PpoTask, setup: Setup) -> Task:
     )
 
 
-def _optimizers(config: PpoTask, setup: Setup, roles: Any) -> optax.GradientTransformation:
+def _optimizers(config: PpoTask, setup: Setup, models: dict[str, Any]) -> optax.GradientTransformation:
     """Policy and value each have their own clipping, learning rate and moments."""
     own = {"policy": setup.optimizer, "value": config.value_optimizer or setup.optimizer}
+    roles = {name: model.roles for name, model in models.items()}
+    letters = {name: model.letters for name, model in models.items()}
     return optax.partition(
-        {name: optimizer(chosen, setup.steps, roles) for name, chosen in own.items()},
+        {name: optimizer(chosen, setup.steps, roles, letters) for name, chosen in own.items()},
         {name: jax.tree.map(lambda _, name=name: name, tree) for name, tree in roles.items()},
     )
 

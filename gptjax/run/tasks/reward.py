@@ -67,7 +67,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
     heldout_rows, report = reward_batch(heldout, tokenizer, row_tokens, candidates=most)
     heldout = [heldout[index] for index in report.kept]
     model = scalar_model(setup.model)
-    tx = optimizer(setup.optimizer, setup.steps, model.roles)
+    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
     place = partial(put, mesh=setup.mesh)
 
     @jax.jit

@@ -64,7 +64,7 @@ def build(config: SftTask, setup: Setup) -> Task:
         for chosen in (train, heldout)
     )
     model = language_model(setup.model)
-    tx = optimizer(setup.optimizer, setup.steps, model.roles)
+    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
     sums = jax.jit(partial(lm_sums, model=model, loss_chunks=config.loss_chunks))
     place = partial(put, mesh=setup.mesh)
     sampling = SamplingConfig(max_new_tokens=config.answer_tokens)

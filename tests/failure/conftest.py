@@ -1,0 +1,100 @@
+"""Running the real command in a subprocess, killing it at a chosen moment, and comparing what it wrote."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+STAGES = ("lm", "sft", "reward", "ppo")
+RECIPE = Path(__file__).parent / "tiny.py"
+
+
+def write_data(folder: Path) -> None:
+    """A little corpus, conversations, rankings and prompts about numbers."""
+    rng = random.Random(0)
+    words = "zero one two three four five six seven eight nine".split()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def lines(name: str, rows: list) -> None:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def ask(a: int, b: int) -> list:
+        return [{"role": "user", "content": f"{words[a]} and {words[b]}?"}]
+
+    pairs = [(rng.randrange(10), rng.randrange(10)) for _ in range(120)]
+    lines("corpus.jsonl", [{"text": " ".join(rng.choice(words) for _ in range(40))} for _ in range(120)])
+    lines(
+        "chats.jsonl",
+        [{"messages": [*ask(a, b), {"role": "assistant", "content": words[(a + b) % 10]}]} for a, b in pairs],
+    )
+    lines(
+        "ranked.jsonl",
+        [
+            {
+                "messages": ask(a, b),
+                "responses": [{"content": words[(a + b + k) % 10]} for k in range(3)],
+                "ranks": [1, 2, 2],
+            }
+            for a, b in pairs
+        ],
+    )
+    lines("prompts.jsonl", [{"messages": ask(a, b)} for a, b in pairs])
+
+
+class Runner:
+    """Starts `gptjax run tests/failure/tiny.py` on the same data, with one compilation cache."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        write_data(folder / "data")
+
+    def start(self, workdir: Path, *options: str) -> subprocess.Popen:
+        environment = os.environ | {
+            "TINY_DATA": str(self.folder / "data"),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "JAX_PLATFORMS": "cpu",
+        }
+        command = [sys.executable, "-m", "gptjax", "run", str(RECIPE), "--workdir", str(workdir), *options]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def finish(self, workdir: Path, *options: str) -> str:
+        """Run to the end; returns what it printed."""
+        process = self.start(workdir, *options)
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output[-3000:]
+        return output
+
+    def kill_when(self, workdir: Path, moment: Callable[[], bool], sign: int = signal.SIGKILL) -> bool:
+        """Kill the command as soon as the moment has come; False if it finished first."""
+        process = self.start(workdir)
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            if moment():
+                process.send_signal(sign)
+                process.communicate()
+                return True
+            if process.poll() is not None:
+                assert process.returncode == 0, process.communicate()[0][-3000:]
+                return False
+            time.sleep(0.002)
+        process.kill()
+        raise AssertionError("the moment never came")
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory) -> Runner:
+    return Runner(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(runner) -> Path:
+    workdir = runner.folder / "uninterrupted"
+    runner.finish(workdir)
+    return workdir
