@@ -16,7 +16,7 @@ from gptjax.run.tasks.reward import RewardTask
 from gptjax.run.tasks.sft import SftTask
 from gptjax.train.ppo import PpoConfig
 
-MODEL = ModelConfig(vocab_size=4096, layers=4, width=192, heads=6, hidden=512, max_length=256)
+MODEL = ModelConfig(vocab_size=4096, layers=4, width=128, heads=4, max_length=256, activation="relu2")
 LABELER = SimulatedLabeler()
 PROMPT_TOKENS, ANSWER_TOKENS = 64, 48
 
@@ -27,10 +27,12 @@ def recipe() -> Recipe:
 
 def lm() -> Experiment:
     return Experiment(
-        task=LmTask(include_source=False),
+        task=LmTask(include_source=False, row_tokens=128),
         model=MODEL,
-        optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=20, final_fraction=0.05, weight_decay=0.1),
-        steps=500,
+        optimizer=OptimizerConfig(
+            name="muon", peak_lr=1.2e-2, warmup_steps=30, final_fraction=0.05, weight_decay=0.1
+        ),
+        steps=640,
         batch_size=16,
         evaluate_every=100,
         save_every=100,
