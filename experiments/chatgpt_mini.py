@@ -29,9 +29,7 @@ def lm() -> Experiment:
     return Experiment(
         task=LmTask(include_source=False, row_tokens=128),
         model=MODEL,
-        optimizer=OptimizerConfig(
-            name="muon", peak_lr=1.2e-2, warmup_steps=30, final_fraction=0.05, weight_decay=0.1
-        ),
+        optimizer=OptimizerConfig(name="muon", peak_lr=1.2e-2, warmup_steps=30, final_fraction=0.05, weight_decay=0.1),
         steps=640,
         batch_size=16,
         evaluate_every=100,

@@ -16,7 +16,7 @@ def best_of_n_kl(n: int) -> float:
 def best_of_n(proxy_BN: np.ndarray, value_BN: np.ndarray, n: int) -> float:
     """Expected value of the sample with the highest proxy out of n, estimated without bias from N >= n samples.
 
-    The i-th smallest proxy of N (from 1) is the best of a random subset of n with probability C(i - 1, n - 1) / C(N, n).
+    The i-th smallest proxy of N (from 1) is the best of a random n with probability C(i - 1, n - 1) / C(N, n).
 
     Args:
         proxy_BN: float[B, N], proxy reward of N samples for each of B prompts.

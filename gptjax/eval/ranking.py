@@ -42,7 +42,11 @@ def ranking_report(scores_BC: np.ndarray, ranks_BC: np.ndarray, *, bins: int = 1
     right = np.where(difference > 0, 1.0, np.where(difference == 0, 0.5, 0.0))
     which = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
     table = [
-        {"confidence": float(confidence[inside].mean()), "accuracy": float(right[inside].mean()), "count": int(inside.sum())}
+        {
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": float(right[inside].mean()),
+            "count": int(inside.sum()),
+        }
         for inside in (which == number for number in range(bins))
         if inside.any()
     ]
@@ -59,7 +63,7 @@ def ranking_report(scores_BC: np.ndarray, ranks_BC: np.ndarray, *, bins: int = 1
 def length_only_accuracy(
     train_lengths_BC: np.ndarray, train_ranks_BC: np.ndarray, lengths_BC: np.ndarray, pairs: np.ndarray
 ) -> float:
-    """Accuracy on `pairs` of the best score that sees nothing but the length: a quadratic in it, fitted on training pairs.
+    """Accuracy on `pairs` of the best score that sees nothing but the length: a quadratic fitted on training pairs.
 
     The fit is a logistic regression of the outcome on the differences of length and of length squared (Newton steps).
     """

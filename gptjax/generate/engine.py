@@ -70,9 +70,7 @@ def generate(
     params = model.gather(params)
     segments_BP, positions_BP = prompt_layout(prompts.lengths_B, columns)
     spec = dims.act_spec("BT")
-    tokens_BT, segments_BT, positions_BT = (
-        reshard(x, spec) for x in (prompts.tokens_BP, segments_BP, positions_BP)
-    )
+    tokens_BT, segments_BT, positions_BT = (reshard(x, spec) for x in (prompts.tokens_BP, segments_BP, positions_BP))
     cache, h_BTD = model.prefill(params, frozen, tokens_BT, segments_BT, positions_BT, slots=columns + longest)
     h_BTD = reshard(h_BTD, dims.act_spec("BTD", decoding=True))[:, -1:]
 
@@ -96,9 +94,7 @@ def generate(
         tokens_BR = jax.lax.dynamic_update_slice_in_dim(tokens_BR, token_B[:, None], r, axis=1)
         mask_BR = jax.lax.dynamic_update_slice_in_dim(mask_BR, alive_B[:, None], r, axis=1)
         slot = columns + r
-        segments_BS = jax.lax.dynamic_update_slice_in_dim(
-            segments_BS, alive_B[:, None].astype(jnp.int32), slot, axis=1
-        )
+        segments_BS = jax.lax.dynamic_update_slice_in_dim(segments_BS, alive_B[:, None].astype(jnp.int32), slot, axis=1)
         position_BT = (prompts.lengths_B + r)[:, None]
         cache, h_BTD = model.decode(params, frozen, cache, token_B[:, None], segments_BS, position_BT, slot)
         return r + 1, cache, h_BTD, alive_B & (token_B != end_id), tokens_BR, mask_BR, segments_BS

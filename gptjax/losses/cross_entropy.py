@@ -20,7 +20,7 @@ def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, 
     """Negative log-likelihood of each target.
 
     Args:
-        logits_BTV: f32[B, T, V] or wider; V may be sharded (the target is picked by a one-hot contraction, not a gather).
+        logits_BTV: f32[B, T, V] or wider; V may be sharded (targets are picked by a one-hot contraction).
         targets_BT: i32[B, T].
 
     Returns:
@@ -65,7 +65,7 @@ def chunked_nll(
 ) -> NllSums:
     """`nll_sums` of unembed(h), computed chunk by chunk along T so that the full logits never exist.
 
-    With more than one chunk the backward pass computes each chunk's logits again. A chunk is every `chunks`-th position,
+    With more than one chunk the backward pass computes their logits again. A chunk is every `chunks`-th position,
     which leaves T spread over the `context` axis as it is.
 
     Args:

@@ -12,7 +12,7 @@ def masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:
 def kl_estimates(logp: jax.Array, logp_ref: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Per-token estimates (k1, k2, k3) of KL(p || ref) in nats from samples of p; zero where masked.
 
-    k1 = log p/ref (unbiased, may be negative), k2 = k1^2 / 2 (biased), k3 = exp(-k1) - 1 + k1 (unbiased, never negative).
+    k1 = log p/ref (unbiased, may be negative), k2 = k1^2 / 2 (biased), k3 = exp(-k1) - 1 + k1 (unbiased, at least 0).
 
     Source: Schulman 2020, "Approximating KL divergence".
     """

@@ -15,8 +15,8 @@ def ranking_loss(scores_BC: jax.Array, ranks_BC: jax.Array) -> tuple[jax.Array, 
         ranks_BC: i32[B, C], 1 = best, equal = tie, 0 = no candidate.
 
     Returns:
-        (loss_sum, n_prompts, aux): nats, summed over the prompts that have a pair; aux holds pairs and correct (a tie in
-        score is half right), counts over all pairs.
+        (loss_sum, n_prompts, aux): nats, summed over the prompts that have a pair; aux holds pairs and correct (a tie
+        in score is half right), counts over all pairs.
 
     Source: Ouyang et al. 2022, arXiv:2203.02155, equation 1 and appendix C.2.
     """

@@ -10,8 +10,8 @@ class ModelConfig:
 
     vocab_size: tokens.  layers: blocks.  width: D.  heads: query heads.  kv_heads: key-value heads (None: as many).
     head_width: H (None: width / heads).  hidden: F of the MLP (None: 4 x width).  max_length: longest position + 1.
-    positions: rotary, or a learned table.  norm: rms or layer.  activation: gelu, relu2 (squared ReLU, arXiv:2109.08668; the
-    cheapest on a CPU), or swiglu (a gated MLP).
+    positions: rotary, or a learned table.  norm: rms or layer.  activation: gelu,
+    relu2 (squared ReLU, arXiv:2109.08668; the cheapest on a CPU), or swiglu (a gated MLP).
     bias: biases in projections.  tied: the embedding is also the unembedding.  dropout: rate on residual branches.
     dtype: of activations and matmuls; parameters are float32 (float64 when JAX runs in 64 bits and dtype is float64).
     remat: what the backward pass recomputes: nothing (none), all but matmul results (matmuls), the whole block (full).

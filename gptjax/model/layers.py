@@ -1,4 +1,4 @@
-"""One block of the Transformer, declared for all layers at once: each parameter has a leading L, scanned over in use."""
+"""One block of the Transformer, declared for all layers at once: each parameter has a leading L to scan over."""
 
 from typing import Any, Literal
 
@@ -157,8 +157,6 @@ class Block(nnx.Module):
         k_BSKH = jax.lax.dynamic_update_slice_in_dim(k_BSKH, k_BTKH, index, axis=1)
         v_BSKH = jax.lax.dynamic_update_slice_in_dim(v_BSKH, v_BTKH, index, axis=1)
         here_BT = jax.lax.dynamic_slice_in_dim(segments_BS, index, 1, axis=1)
-        o_BTNH = attention(
-            q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True
-        )
+        o_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True)
         h_BTD += self.attention.project(o_BTNH, decoding=True)
         return h_BTD + self.mlp(self.mlp_norm(h_BTD), decoding=True), k_BSKH, v_BSKH

@@ -51,7 +51,7 @@ def language_model(config: ModelConfig) -> Model:
 
 
 def scalar_model(config: ModelConfig) -> ScalarModel:
-    """The Transformer with a scalar head as a record of pure functions; its trunk's parameters are `params["trunk"]`."""
+    """The Transformer with a scalar head as a record; its trunk's parameters are `params["trunk"]`."""
     module = ScalarTransformer(dataclasses.replace(config, tied=True))
     graph, _ = nnx.split(module)
 
@@ -90,9 +90,7 @@ def _init(module: nnx.Module, key: jax.Array) -> Params:
 
 def _gather(module: nnx.Module, dtype: Any, params: Params) -> Params:
     letters = _metadata(module, "letters")
-    return jax.tree.map(
-        lambda param, letter: reshard(param.astype(dtype), dims.gathered_spec(letter)), params, letters
-    )
+    return jax.tree.map(lambda param, letter: reshard(param.astype(dtype), dims.gathered_spec(letter)), params, letters)
 
 
 def _nested(flat: dict[tuple[str, ...], Any]) -> Params:

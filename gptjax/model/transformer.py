@@ -21,9 +21,7 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig):
         self.config = config
         self.embedding_VD = declare(config, "VD", "embedding", std=0.02)
-        self.position_TD = (
-            declare(config, "TD", "embedding", std=0.02) if config.positions == "learned" else None
-        )
+        self.position_TD = declare(config, "TD", "embedding", std=0.02) if config.positions == "learned" else None
         self.blocks = Block(config)
         self.final_norm = Norm(config, "")
         self.unembedding_VD = None if config.tied else declare(config, "VD", "embedding", std=config.width**-0.5)

@@ -1,6 +1,6 @@
 """Attention: the mask, the reference kernel, and the one signature that every kernel obeys.
 
-Kernels see the local block of each device (they run under `shard_map`): queries of this device's batch rows, positions and
+Kernels see the local block of each device (they run under `shard_map`): queries of this device's rows, positions and
 heads against all S keys of the same rows.
 """
 
@@ -71,7 +71,7 @@ def attention(
     q_offset: jax.Array | int = 0,
     decoding: bool = False,
 ) -> jax.Array:
-    """Attention over a mesh: batch rows, query positions and heads stay where they are, keys are gathered over `context`.
+    """Attention over a mesh: rows, query positions and heads stay in place, keys are gathered over `context`.
 
     Args:
         q_BTNH: float[B, T, N, H].

@@ -29,9 +29,7 @@ def scale_by_muon(letters: Params, *, momentum: float = 0.95, steps: int = 5) ->
 
     def update(updates: Params, params: Params | None = None) -> Params:
         del params
-        return jax.tree.map(
-            lambda letter, x: _orthogonalised_leaf(x, letter, steps), letters, updates
-        )
+        return jax.tree.map(lambda letter, x: _orthogonalised_leaf(x, letter, steps), letters, updates)
 
     return optax.chain(optax.trace(momentum, nesterov=True), optax.stateless(update))
 

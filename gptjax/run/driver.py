@@ -137,7 +137,7 @@ def _train(
             tokens += count
             meter.step(count)
             speed = meter.read() if number % 10 == 0 else {}
-            log.write(number, figures | {"optim/lr": float(rate(number - 1))} | speed)
+            log.write(number, figures | {"optim/lr": float(np.asarray(rate(number - 1)))} | speed)
             progress.update(
                 number, loss=float(figures[task.loss]), tokens_per_second=speed.get("perf/tokens_per_second")
             )

@@ -23,7 +23,7 @@ class Experiment:
     """One training run.
 
     task: objective and data.  model, optimizer, mesh: see their classes.
-    steps: updates in all.  batch_size: rows (language modelling, fine-tuning) or prompts (reward, PPO) of a global batch.
+    steps: updates in all.  batch_size: rows (pre-training, fine-tuning) or prompts (reward, PPO) of a batch.
     seed: of everything random.  evaluate_every: steps between held-out evaluations (None: at the end only).
     save_every: steps between checkpoints (with PPO, rounded up to whole rollouts).  keep: newest checkpoints kept.
     """

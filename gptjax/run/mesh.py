@@ -16,7 +16,7 @@ from gptjax import dims
 class MeshConfig:
     """Length of each mesh axis; `data` None takes the devices that the others leave.
 
-    data: copies of the parameters (gradients are averaged over slow links).  fsdp: parameters and batch rows are spread.
+    data: copies of the parameters (gradients cross slow links).  fsdp: parameters and batch rows are spread.
     expert: experts and batch rows are spread.  context: positions are spread.  tensor: heads, hidden and vocabulary.
     """
 

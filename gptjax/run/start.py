@@ -17,7 +17,7 @@ def start_jax(devices: int | None = None) -> None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gptjax" / "xla"
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     logging.getLogger("absl").setLevel(logging.ERROR)

@@ -15,7 +15,7 @@ from gptjax.types import Metrics, TrainState
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a task is built from: the experiment's settings, its folder, the mesh and where other stages' results lie."""
+    """What a task is built from: the experiment's settings, its folder, the mesh, other stages' folders."""
 
     model: ModelConfig
     optimizer: OptimizerConfig

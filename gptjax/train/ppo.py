@@ -131,11 +131,7 @@ def minibatch(state: TrainState, rollout: Rollout, config: PpoConfig) -> tuple[R
         share = pretrain.tokens_BT.shape[0] // config.minibatches
         own_B = jnp.arange(share) + piece * share
         pretrain = jax.tree.map(lambda x: take_layout(x, own_B), pretrain)
-    chosen = {
-        name: take_layout(value, rows_B)
-        for name, value in vars(rollout).items()
-        if name != "pretrain"
-    }
+    chosen = {name: take_layout(value, rows_B) for name, value in vars(rollout).items() if name != "pretrain"}
     return Rollout(**chosen), pretrain
 
 
@@ -185,9 +181,7 @@ def _value_loss(params: Params, state, batch: Rollout, scalar: ScalarModel, conf
 
 def _ptx_loss(params: Params, state, pretrain: LmBatch, policy: Model) -> jax.Array:
     h_BTD = policy.hidden(params, state.frozen, pretrain.tokens_BT, pretrain.segments_BT, pretrain.positions_BT)
-    sums = chunked_nll(
-        partial(policy.unembed, params, state.frozen), h_BTD, pretrain.targets_BT, pretrain.weights_BT
-    )
+    sums = chunked_nll(partial(policy.unembed, params, state.frozen), h_BTD, pretrain.targets_BT, pretrain.weights_BT)
     return sums.nll_sum / jnp.maximum(sums.weight_sum, 1.0)
 
 

@@ -56,9 +56,7 @@ def collect(
     )
     if config.whiten_rewards:
         rewards_BR = whitened(rewards_BR, mask_BR, shift_mean=False)
-    advantages_BR, returns_BR = gae(
-        rewards_BR, values_BR, mask_BR, discount=config.discount, trace=config.trace
-    )
+    advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, discount=config.discount, trace=config.trace)
     return Rollout(
         **rows,
         mask_BR=mask_BR,
@@ -74,9 +72,7 @@ def collect(
     )
 
 
-def full_rows(
-    prompts: PromptBatch, tokens_BR: jax.Array, mask_BR: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def full_rows(prompts: PromptBatch, tokens_BR: jax.Array, mask_BR: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(tokens_BT, segments_BT, positions_BT): prompt and response in one row, what follows the end as padding."""
     segments_BP, _ = prompt_layout(prompts.lengths_B, prompts.tokens_BP.shape[1])
     tokens_BT = jnp.concatenate([prompts.tokens_BP, tokens_BR], axis=1)

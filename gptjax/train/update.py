@@ -27,9 +27,7 @@ def step_key(state: TrainState) -> jax.Array:
     return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
 
-def initial_state(
-    params: Params, optimizer: optax.GradientTransformation, key: jax.Array, **extra: Any
-) -> TrainState:
+def initial_state(params: Params, optimizer: optax.GradientTransformation, key: jax.Array, **extra: Any) -> TrainState:
     """The state before the first update; `key` is a typed PRNG key, `extra` the task's named arrays."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),

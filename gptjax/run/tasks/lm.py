@@ -5,6 +5,7 @@ import lzma
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,7 +80,7 @@ def build(config: LmTask, setup: Setup) -> Task:
 
     def finish(state):
         raw = "".join(document.text for document in heldout).encode()
-        report = {name.removeprefix("eval/"): value for name, value in evaluate(state).items()}
+        report: dict[str, Any] = {name.removeprefix("eval/"): value for name, value in evaluate(state).items()}
         report |= {"heldout_bytes": len(raw), "xz_bits_per_byte": xz_bits_per_byte(raw)}
         report["samples"] = samples(model, state.params, tokenizer, setup)
         return state, report
@@ -100,9 +101,7 @@ def build(config: LmTask, setup: Setup) -> Task:
 def corpus(config: LmTask) -> tuple[list[Document], list[Document]]:
     """(training documents, held-out documents)."""
     if config.corpus is None:
-        train = python_docs.documents(
-            "train", include_source=config.include_source, fraction=config.heldout_fraction
-        )
+        train = python_docs.documents("train", include_source=config.include_source, fraction=config.heldout_fraction)
         return train, python_docs.documents("heldout", fraction=config.heldout_fraction)
     documents = list(read_documents(config.corpus, field=config.field))
     heldout = [document for document in documents if _fraction(document.text) < config.heldout_fraction]

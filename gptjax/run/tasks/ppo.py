@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gptjax.data.labeler import SimulatedLabeler
@@ -16,7 +15,6 @@ from gptjax.data.prompts import prompt_batch, read_prompts
 from gptjax.data.python_questions import questions
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
-from gptjax.run.mesh import put
 from gptjax.run.task import Setup, Task
 from gptjax.run.tasks import lm
 from gptjax.run.tasks.examination import Examination
@@ -57,7 +55,9 @@ class PpoTask:
 def build(config: PpoTask, setup: Setup) -> Task:
     """The task, with its prompts rendered and its four models at hand."""
     if setup.batch_size != config.ppo.prompts:
-        raise ValueError(f"batch_size {setup.batch_size} differs from task.ppo.prompts {config.ppo.prompts}: make them equal")
+        raise ValueError(
+            f"batch_size {setup.batch_size} differs from task.ppo.prompts {config.ppo.prompts}: make them equal"
+        )
     if setup.steps % config.ppo.updates:
         raise ValueError(f"steps {setup.steps} is no multiple of the {config.ppo.updates} updates made on each rollout")
     policy_folder, reward_folder = map(setup.stage_folder, (config.policy_from, config.reward_from))

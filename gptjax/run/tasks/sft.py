@@ -96,9 +96,7 @@ def build(config: SftTask, setup: Setup) -> Task:
             "answers": table[:20],
         }
 
-    step = partial(
-        sft_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=setup.model.dropout > 0
-    )
+    step = partial(sft_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=setup.model.dropout > 0)
     return Task(
         init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
         start=start,
@@ -113,7 +111,7 @@ def build(config: SftTask, setup: Setup) -> Task:
     )
 
 
-def conversations(config: SftTask) -> tuple[list[Sequence[Message]], list[Sequence[Message]]]:
+def conversations(config: SftTask) -> tuple[list[list[Message]], list[list[Message]]]:
     """(training conversations, held-out conversations)."""
     if config.conversations is None:
         train, heldout = (questions(split, fraction=config.heldout_fraction) for split in ("train", "heldout"))
