@@ -72,7 +72,7 @@ class Attention(nnx.Module):
         q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD, use(self.wq_DNH, "DNH", dtype), out_sharding=q_spec)
         k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, use(self.wk_DKH, "DKH", dtype), out_sharding=kv_spec)
         v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, use(self.wv_DKH, "DKH", dtype), out_sharding=kv_spec)
-        if self.bq_NH is not None:
+        if self.bq_NH is not None and self.bk_KH is not None and self.bv_KH is not None:
             q_BTNH += use(self.bq_NH, "NH", dtype)[None, None]
             k_BTKH += use(self.bk_KH, "KH", dtype)[None, None]
             v_BTKH += use(self.bv_KH, "KH", dtype)[None, None]
@@ -104,13 +104,13 @@ class Mlp(nnx.Module):
         f_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_in_DF, "DF", dtype), out_sharding=hidden_spec)
         if self.b_in_F is not None:
             f_BTF += use(self.b_in_F, "F", dtype)[None, None]
-        if self.config.activation == "gelu":
-            f_BTF = jax.nn.gelu(f_BTF)
+        if self.w_gate_DF is not None:
+            gate_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_gate_DF, "DF", dtype), out_sharding=hidden_spec)
+            f_BTF = jax.nn.silu(gate_BTF) * f_BTF
         elif self.config.activation == "relu2":
             f_BTF = jnp.square(jax.nn.relu(f_BTF))
         else:
-            gate_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_gate_DF, "DF", dtype), out_sharding=hidden_spec)
-            f_BTF = jax.nn.silu(gate_BTF) * f_BTF
+            f_BTF = jax.nn.gelu(f_BTF)
         out_BTD = jnp.einsum("BTF,FD->BTD", f_BTF, use(self.w_out_FD, "FD", dtype), out_sharding=out_spec)
         return out_BTD if self.b_out_D is None else out_BTD + use(self.b_out_D, "D", dtype)[None, None]
 

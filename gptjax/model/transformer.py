@@ -51,7 +51,9 @@ class Transformer(nnx.Module):
         self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, *, slots: int
     ) -> tuple[Cache, jax.Array]:
         """Hidden states of the prompt, and a cache with room for `slots` positions whose first T are filled."""
-        h_BTD, (k_LBTKH, v_LBTKH) = self._blocks(tokens_BT, segments_BT, positions_BT, True, None, keep_cache=True)
+        h_BTD, kept = self._blocks(tokens_BT, segments_BT, positions_BT, True, None, keep_cache=True)
+        assert kept is not None
+        k_LBTKH, v_LBTKH = kept
         room = [(0, 0), (0, 0), (0, slots - tokens_BT.shape[1]), (0, 0), (0, 0)]
         spec = dims.act_spec("LBSKH")
         cache = Cache(

@@ -38,10 +38,11 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._checkpointer = ocp.training.Checkpointer(
+        policies: Any = ocp.training  # its own annotations disagree with each other
+        self._checkpointer = policies.Checkpointer(
             folder,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
 
@@ -96,7 +97,7 @@ def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
     Raises:
         ValueError: no checkpoint there.
     """
-    with ocp.training.Checkpointer(folder / "checkpoints") as checkpointer:
+    with ocp.training.Checkpointer(str(folder / "checkpoints")) as checkpointer:
         if checkpointer.latest is None:
             raise ValueError(f"no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
         return checkpointer.load_checkpointables(checkpointer.latest, {"model": abstract_model})["model"]
