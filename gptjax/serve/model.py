@@ -11,6 +11,7 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.run.mesh import MeshConfig, make_mesh
+from gptjax.run.start import start_jax
 from gptjax.run.tasks.upstream import load_params
 from gptjax.types import Model, Params
 
@@ -19,14 +20,14 @@ _TALKS = ("lm", "sft", "ppo")
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """stage: of the run.  task: lm, sft or ppo.  params lie on one device."""
+    """stage: of the run.  task: lm, sft or ppo.  params lie on `mesh`, which is one device."""
 
-    stage: str
-    task: str
-    config: ModelConfig
     model: Model
     params: Params
     tokenizer: Tokenizer
+    config: ModelConfig
+    stage: str
+    task: str
     mesh: Any
 
 
@@ -34,34 +35,54 @@ def load(run: Path, stage: str | None) -> LoadedModel:
     """The model of a stage of a run (None: the last finished one that can talk).
 
     Raises:
-        ValueError: no run there, or the stage cannot talk.
+        ValueError: no run there, or the stage is unknown, unfinished or cannot talk.
     """
-    if not (run / "recipe.json").exists():
-        raise ValueError(f"no run in {run}: recipe.json is missing")
-    stages = json.loads((run / "recipe.json").read_text())["stages"]
-    tasks = {
-        name: json.loads((run / name / "result.json").read_text())["task"]
-        for name in stages
-        if (run / name / "result.json").exists()
-    }
-    able = [name for name, task in tasks.items() if task in _TALKS]
-    if not able or (stage is not None and stage not in able):
-        raise ValueError(f"stage {stage or 'of any kind'} cannot talk; finished and able: {', '.join(able) or 'none'}")
-    chosen = stage or able[-1]
+    chosen, task = choose_stage(run, stage)
+    start_jax()
     folder = run / chosen
-    config = ModelConfig(**json.loads((folder / "model.json").read_text()))
+    config = ModelConfig(**_read(folder / "model.json"))
+    tokenizer = Tokenizer.load(_existing(folder / "tokenizer.model"))
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        params = _params(config, folder, tasks[chosen], mesh)
+        params = _params(config, folder, task, mesh)
     return LoadedModel(
-        stage=chosen,
-        task=tasks[chosen],
-        config=config,
         model=language_model(config),
         params=params,
-        tokenizer=Tokenizer.load(folder / "tokenizer.model"),
+        tokenizer=tokenizer,
+        config=config,
+        stage=chosen,
+        task=task,
         mesh=mesh,
     )
+
+
+def choose_stage(run: Path, stage: str | None) -> tuple[str, str]:
+    """(stage, its task): the one asked for, or the last finished one that can talk.
+
+    Raises:
+        ValueError: there is none, or not that one; the message names those that can talk.
+    """
+    if not (run / "recipe.json").exists():
+        raise ValueError(f"no run in {run}: recipe.json is missing; give the folder of a run with a finished {_LISTED}")
+    stages = _read(run / "recipe.json")["stages"]
+    results = {name: run / name / "result.json" for name in stages}
+    tasks = {name: _read(path)["task"] for name, path in results.items() if path.exists()}
+    able = [name for name, task in tasks.items() if task in _TALKS]
+    can_talk = f"stages of {run} that can talk: {', '.join(able) or 'none yet'}"
+    if stage is None:
+        if not able:
+            raise ValueError(f"no {_LISTED} of {run} is finished; {can_talk}")
+        return able[-1], tasks[able[-1]]
+    if stage not in stages:
+        raise ValueError(f"unknown stage {stage!r}; {can_talk}")
+    if stage not in tasks:
+        raise ValueError(f"stage {stage!r} is not finished; {can_talk}")
+    if stage not in able:
+        raise ValueError(f"stage {stage!r} is a {tasks[stage]} model, which does not talk; {can_talk}")
+    return stage, tasks[stage]
+
+
+_LISTED = f"{', '.join(_TALKS[:-1])} or {_TALKS[-1]} stage"
 
 
 def _params(config: ModelConfig, folder: Path, task: str, mesh: Any) -> Params:
@@ -75,3 +96,16 @@ def _params(config: ModelConfig, folder: Path, task: str, mesh: Any) -> Params:
         letters={"policy": policy.letters, "value": scalar.letters},
     )
     return load_params(both, folder, mesh, ("kl_coefficient",))[0]["policy"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(_existing(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError(f"{path} is missing")
+    return path

@@ -1,92 +1,183 @@
 """Talking to a trained model in a terminal."""
 
 import argparse
+import codecs
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
-import numpy as np
 
 from gptjax.data.conversations import Message, render_prompt
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer
 from gptjax.generate.engine import SamplingConfig
-from gptjax.generate.engine import generate as sample
-from gptjax.run.mesh import put
-from gptjax.run.start import start_jax
+from gptjax.generate.stream import prompt_room, streamer
 from gptjax.serve.model import LoadedModel, load
-from gptjax.types import PromptBatch
+
+_HELP = """\
+Type a message and press Enter. Ctrl-C stops an answer, Ctrl-D leaves.
+/help   this text
+/reset  forget what was said
+/quit   leave"""
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Answer one prompt on stdout; an unaligned (lm) stage continues the text."""
-    start_jax()
+    """Answer one prompt on stdout, as it is sampled; a pre-trained (lm) stage continues the text."""
+    sampling = _sampling(args)
     loaded = load(args.run, args.stage)
+    tokenizer = loaded.tokenizer
     if loaded.task == "lm":
-        ids = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(args.prompt)]
+        ids = [tokenizer.bos_id, *tokenizer.encode(args.prompt)]
     else:
-        ids = render_prompt([{"role": "user", "content": args.prompt}], loaded.tokenizer)
-    answer = answerer(loaded, args)(ids, 0)
+        ids = render_prompt([{"role": "user", "content": args.prompt}], tokenizer)
+    tokens = Speaker(loaded, sampling, args.seed).tokens(ids, 0)
     if not args.json:
-        print(answer.text)
+        speak(tokens, tokenizer, _write)
+        _write("\n")
         return
+    answer = speak(tokens, tokenizer, lambda text: None)
     fields = {"stage": loaded.stage, "prompt": args.prompt, "answer": answer.text}
     print(json.dumps(fields | {"ended": answer.ended, "tokens": len(answer.tokens)}))
 
 
 def chat(args: argparse.Namespace) -> None:
-    """Read messages from stdin and answer each until /quit or the end of the input; /reset forgets what was said."""
-    start_jax()
+    """Read messages from stdin and answer each, until /quit or the end of the input."""
+    sampling = _sampling(args)
     loaded = load(args.run, args.stage)
     if loaded.task == "lm":
-        raise ValueError(f"stage {loaded.stage} was not taught to answer: use `gptjax generate`, or another --stage")
-    answer = answerer(loaded, args)
-    print(f"stage {loaded.stage} of {args.run}; /reset forgets, /quit leaves", file=sys.stderr)
-    history: list[Message] = []
-    turn = 0
+        raise ValueError(
+            f"stage {loaded.stage!r} was not taught to answer: continue a text with `gptjax generate`, "
+            "or choose an sft or ppo stage with --stage"
+        )
+    conversation = Conversation(Speaker(loaded, sampling, args.seed))
+    _notice(f"stage {loaded.stage} of {args.run}; /help lists commands")
+    while (said := _ask()) not in (None, "/quit"):
+        if said == "/help":
+            print(_HELP)
+        elif said == "/reset":
+            conversation.history = []
+            _notice("forgotten")
+        elif said.startswith("/") and " " not in said and "/" not in said[1:]:
+            _notice(f"unknown command {said}; /help lists them")
+        elif said:
+            _reply(conversation, said)
+
+
+class Speaker:
+    """A loaded model with its sampling, compiled as it is used.
+
+    Attributes:
+        loaded: the model.
+        room: longest prompt (tokens) that leaves room for the longest answer.
+    """
+
+    def __init__(self, loaded: LoadedModel, sampling: SamplingConfig, seed: int) -> None:
+        self.loaded = loaded
+        self.room = prompt_room(loaded.config.max_length, sampling)
+        self._seed = seed
+        with jax.set_mesh(loaded.mesh):
+            self._stream = streamer(
+                loaded.model, loaded.params, loaded.mesh, sampling=sampling, end_id=loaded.tokenizer.end_id,
+                max_length=loaded.config.max_length, pad_id=loaded.tokenizer.pad_id,
+            )  # fmt: skip
+
+    def tokens(self, ids: list[int], turn: int) -> Iterator[int]:
+        """Token ids of the answer to a prompt; each turn has its own randomness."""
+        with jax.set_mesh(self.loaded.mesh):
+            yield from self._stream(ids, jax.random.fold_in(jax.random.key(self._seed), turn))
+
+
+class Conversation:
+    """What was said so far, cut to what the model can read."""
+
+    def __init__(self, speaker: Speaker) -> None:
+        self.speaker = speaker
+        self.history: list[Message] = []
+        self._turn = 0
+
+    def say(self, message: str, write: Callable[[str], None]) -> None:
+        """Answer a message through `write`; Ctrl-C keeps the part of the answer that was given.
+
+        Raises:
+            ValueError: the message alone is too long; the conversation is as it was.
+        """
+        history, dropped = self._fitted({"role": "user", "content": message})
+        if dropped:
+            _notice(f"the conversation is too long: its oldest {'turn' if dropped == 1 else f'{dropped} turns'} went")
+        tokenizer = self.speaker.loaded.tokenizer
+        tokens = self.speaker.tokens(render_prompt(history, tokenizer), self._turn)
+        answer = speak(tokens, tokenizer, write, stoppable=True)
+        self._turn += 1
+        if answer.tokens:
+            self.history = [*history, {"role": "assistant", "content": answer.text}]
+
+    def _fitted(self, message: Message) -> tuple[list[Message], int]:
+        """(history that ends with the message, turns left out to make it fit)."""
+        tokenizer, room = self.speaker.loaded.tokenizer, self.speaker.room
+        alone = len(render_prompt([message], tokenizer))
+        if alone > room:
+            raise ValueError(f"the message takes {alone} tokens, there is room for {room}: shorten it or --max-tokens")
+        history = [*self.history, message]
+        while len(render_prompt(history, tokenizer)) > room:
+            history = history[2:]
+        return history, (len(self.history) + 1 - len(history)) // 2
+
+
+def speak(
+    tokens: Iterator[int], tokenizer: Tokenizer, write: Callable[[str], None], *, stoppable: bool = False
+) -> Answer:
+    """Write text as its tokens come, never half a character; `stoppable`: Ctrl-C ends it here."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    given: list[int] = []
+    try:
+        for token in tokens:
+            given.append(token)
+            write(decoder.decode(tokenizer.decode_bytes([token])))
+    except KeyboardInterrupt:
+        if not stoppable:
+            raise
+    write(decoder.decode(b"", final=True))
+    ended = bool(given) and given[-1] == tokenizer.end_id
+    return Answer(text=tokenizer.decode(given), ended=ended, tokens=tuple(given))
+
+
+def _reply(conversation: Conversation, said: str) -> None:
+    try:
+        conversation.say(said, _write)
+    except ValueError as error:
+        _notice(f"error: {error}")
+    else:
+        _write("\n")
+
+
+def _ask() -> str | None:
+    """The next line without the space around it, None at the end; a prompt is shown to people only."""
+    people = sys.stdin.isatty()
     while True:
         try:
-            said = input("you> ").strip()
+            return input("you> " if people else "").strip()
         except EOFError:
-            return
-        if said == "/quit":
-            return
-        if said == "/reset":
-            history = []
-        elif said:
-            history.append({"role": "user", "content": said})
-            room = loaded.config.max_length - args.max_tokens
-            while len(history) > 1 and len(render_prompt(history, loaded.tokenizer)) > room:
-                history = history[2:]
-            found = answer(render_prompt(history, loaded.tokenizer), turn)
-            history.append({"role": "assistant", "content": found.text})
-            turn += 1
-            print(found.text, flush=True)
+            if people:
+                print()
+            return None
+        except KeyboardInterrupt:
+            print()
+            _notice("Ctrl-D or /quit leaves")
 
 
-def answerer(loaded: LoadedModel, args: argparse.Namespace) -> Callable[[list[int], int], Answer]:
-    """(prompt ids, turn) -> answer; compiled once for each prompt length rounded up to a power of two."""
-    tokenizer = loaded.tokenizer
-    sampling = SamplingConfig(max_new_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p)
-    run = jax.jit(
-        lambda params, prompts, key: sample(
-            loaded.model, params, {}, prompts, key, sampling=sampling, end_id=tokenizer.end_id
-        )
-    )
+def _sampling(args: argparse.Namespace) -> SamplingConfig:
+    try:
+        return SamplingConfig(max_new_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p)
+    except ValueError as error:
+        option = str(error).replace("sampling.max_new_tokens", "--max-tokens").replace("sampling.", "--")
+        raise ValueError(option.replace("top_p", "top-p")) from None
 
-    def answer(ids: list[int], turn: int) -> Answer:
-        room = loaded.config.max_length - args.max_tokens
-        if len(ids) > room:
-            raise ValueError(f"the prompt has {len(ids)} tokens, the model has room for {room} before the answer")
-        columns = min(room, 1 << (len(ids) - 1).bit_length())
-        padded = [tokenizer.pad_id] * (columns - len(ids)) + ids
-        batch = PromptBatch(tokens_BP=np.array([padded], np.int32), lengths_B=np.array([len(ids)], np.int32))
-        with jax.set_mesh(loaded.mesh):
-            key = jax.random.fold_in(jax.random.key(args.seed), turn)
-            tokens_BR, mask_BR = map(np.asarray, run(loaded.params, put(batch, loaded.mesh), key))
-        given = tokens_BR[0][mask_BR[0]].tolist()
-        ended = bool(given) and given[-1] == tokenizer.end_id
-        text = tokenizer.decode(given[:-1] if ended else given)
-        return Answer(text=text, ended=ended, tokens=tuple(given))
 
-    return answer
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _notice(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
