@@ -8,7 +8,7 @@ from jax.sharding import reshard
 
 from gptjax import dims
 from gptjax.nn.sampling import sample
-from gptjax.types import Model, Params, PromptBatch
+from gptjax.types import Cache, Model, Params, PromptBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,27 @@ def prompt_layout(lengths_B: jax.Array, columns: int) -> tuple[jax.Array, jax.Ar
     return (column_BP >= start_B1).astype(jnp.int32), jnp.maximum(column_BP - start_B1, 0)
 
 
+def prefilled(
+    model: Model, params: Params, frozen: Params, prompts: PromptBatch, *, slots: int
+) -> tuple[Cache, jax.Array, jax.Array]:
+    """What decoding starts from: cache with `slots` positions, last hidden state f[B, 1, D], segments i32[B, S]."""
+    columns = prompts.tokens_BP.shape[1]
+    segments_BP, positions_BP = prompt_layout(prompts.lengths_B, columns)
+    spec = dims.act_spec("BT")
+    tokens_BT, segments_BT, positions_BT = (reshard(x, spec) for x in (prompts.tokens_BP, segments_BP, positions_BP))
+    cache, h_BTD = model.prefill(params, frozen, tokens_BT, segments_BT, positions_BT, slots=slots)
+    segments_BS = reshard(jnp.pad(segments_BP, ((0, 0), (0, slots - columns))), dims.act_spec("BS"))
+    return cache, reshard(h_BTD, dims.act_spec("BTD", decoding=True))[:, -1:], segments_BS
+
+
+def drawn(
+    model: Model, params: Params, frozen: Params, h_BTD: jax.Array, key: jax.Array, sampling: SamplingConfig
+) -> jax.Array:
+    """The next token i32[B] of each row from its last hidden state (T = 1)."""
+    logits_BV = model.unembed(params, frozen, h_BTD, decoding=True)[:, 0]
+    return sample(logits_BV, key, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+
+
 def generate(
     model: Model,
     params: Params,
@@ -68,21 +89,7 @@ def generate(
     """
     columns, longest = prompts.tokens_BP.shape[1], sampling.max_new_tokens
     params = model.gather(params)
-    segments_BP, positions_BP = prompt_layout(prompts.lengths_B, columns)
-    spec = dims.act_spec("BT")
-    tokens_BT, segments_BT, positions_BT = (reshard(x, spec) for x in (prompts.tokens_BP, segments_BP, positions_BP))
-    cache, h_BTD = model.prefill(params, frozen, tokens_BT, segments_BT, positions_BT, slots=columns + longest)
-    h_BTD = reshard(h_BTD, dims.act_spec("BTD", decoding=True))[:, -1:]
-
-    def draw(h_BTD, r):
-        logits_BV = model.unembed(params, frozen, h_BTD, decoding=True)[:, 0]
-        return sample(
-            logits_BV,
-            jax.random.fold_in(key, r),
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-        )
+    cache, h_BTD, segments_BS = prefilled(model, params, frozen, prompts, slots=columns + longest)
 
     def unfinished(carry):
         r, _, _, alive_B, *_ = carry
@@ -90,7 +97,7 @@ def generate(
 
     def body(carry):
         r, cache, h_BTD, alive_B, tokens_BR, mask_BR, segments_BS = carry
-        token_B = jnp.where(alive_B, draw(h_BTD, r), 0)
+        token_B = jnp.where(alive_B, drawn(model, params, frozen, h_BTD, jax.random.fold_in(key, r), sampling), 0)
         tokens_BR = jax.lax.dynamic_update_slice_in_dim(tokens_BR, token_B[:, None], r, axis=1)
         mask_BR = jax.lax.dynamic_update_slice_in_dim(mask_BR, alive_B[:, None], r, axis=1)
         slot = columns + r
@@ -108,7 +115,7 @@ def generate(
         jnp.ones((batch,), bool, out_sharding=row_spec),
         jnp.zeros((batch, longest), jnp.int32, out_sharding=column_spec),
         jnp.zeros((batch, longest), bool, out_sharding=column_spec),
-        reshard(jnp.pad(segments_BP, ((0, 0), (0, longest))), column_spec),
+        segments_BS,
     )
     _, _, _, _, tokens_BR, mask_BR, _ = jax.lax.while_loop(unfinished, body, start)
     return tokens_BR, mask_BR

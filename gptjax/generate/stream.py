@@ -1,68 +1,23 @@
-"""One answer, token by token as it is sampled."""
+"""One answer token by token, while it is being sampled: prefill once, then one compiled step for each token."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import reshard
 
 from gptjax import dims
-from gptjax.generate.engine import SamplingConfig, prompt_layout
-from gptjax.nn.sampling import sample
-from gptjax.run.mesh import put
-from gptjax.types import Model, Params, PromptBatch
+from gptjax.generate.engine import SamplingConfig, drawn, prefilled
+from gptjax.types import Cache, Model, Params, PromptBatch
 
-_SHORTEST_BUCKET = 16
-
-
-def streamer(
-    model: Model, params: Params, mesh: Any, *, sampling: SamplingConfig, end_id: int, max_length: int, pad_id: int = 0
-) -> Callable[[Sequence[int], jax.Array], Iterator[int]]:
-    """A function (prompt ids, key) -> token ids of the answer, `end_id` included if it was sampled.
-
-    The tokens are those that gptjax.generate.engine.generate draws with the same key. The prompt is compiled once for
-    each power of two of its length, the decoding step once. The mesh must be set (jax.set_mesh) while tokens are taken.
-
-    Args:
-        model: the record of pure functions.
-        params: its parameters, on the mesh.
-        mesh: where they lie.
-        sampling: temperature, truncation, longest answer.
-        end_id: the token that ends an answer.
-        max_length: positions that the model has; the prompt and the longest answer must fit.
-        pad_id: what stands left of a prompt.
-
-    Raises:
-        ValueError: the longest answer fills the whole model, or (on the first token) the prompt does not fit.
-    """
-    room = prompt_room(max_length, sampling)
-    params = jax.jit(model.gather)(params)
-    prefill, step = _compiled(model, sampling, slots=max_length)
-
-    def stream(ids: Sequence[int], key: jax.Array) -> Iterator[int]:
-        if not 0 < len(ids) <= room:
-            raise ValueError(f"the prompt has {len(ids)} tokens, the model has room for 1 to {room} before the answer")
-        columns = bucket(len(ids), room)
-        padded = np.array([[pad_id] * (columns - len(ids)) + list(ids)], np.int32)
-        batch = put(PromptBatch(tokens_BP=padded, lengths_B=np.array([len(ids)], np.int32)), mesh)
-        token_B, cache = prefill(params, batch, key)
-        for r in range(sampling.max_new_tokens):
-            token = int(np.asarray(token_B)[0])
-            yield token
-            if token == end_id or r + 1 == sampling.max_new_tokens:
-                return
-            token_B, cache = step(params, cache, token_B, batch.lengths_B, np.int32(columns), np.int32(r), key)
-
-    return stream
+_FEWEST_COLUMNS = 16
 
 
 def prompt_room(max_length: int, sampling: SamplingConfig) -> int:
-    """Longest prompt that leaves room for the longest answer.
+    """Longest prompt (tokens) that leaves room for the longest answer.
 
     Raises:
-        ValueError: there is no room for any prompt.
+        ValueError: there is room for none.
     """
     room = max_length - sampling.max_new_tokens
     if room < 1:
@@ -74,30 +29,80 @@ def prompt_room(max_length: int, sampling: SamplingConfig) -> int:
 
 
 def bucket(length: int, room: int) -> int:
-    """Columns of a prompt of `length` tokens: the next power of two, or all the room there is."""
-    return min(room, max(_SHORTEST_BUCKET, 1 << (length - 1).bit_length()))
+    """Columns that a prompt of `length` tokens is padded to: a power of two, at most `room`."""
+    return min(max(_FEWEST_COLUMNS, 1 << (length - 1).bit_length()), room)
 
 
-def _compiled(model: Model, sampling: SamplingConfig, slots: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    def draw(params, h_BTD, key, r):
-        logits_BV = model.unembed(params, {}, h_BTD, decoding=True)[:, 0]
-        options = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-        return sample(logits_BV, jax.random.fold_in(key, r), **options)
+def streamer(
+    model: Model,
+    params: Params,
+    *,
+    sampling: SamplingConfig,
+    end_id: int,
+    max_length: int,
+    pad_id: int = 0,
+) -> Callable[[Sequence[int], jax.Array], Iterator[int]]:
+    """A function (prompt ids, key) -> token ids of the answer, one by one.
 
-    def prefill(params, prompts, key):
-        segments_BP, positions_BP = prompt_layout(prompts.lengths_B, prompts.tokens_BP.shape[1])
-        inputs = (reshard(x, dims.act_spec("BT")) for x in (prompts.tokens_BP, segments_BP, positions_BP))
-        cache, h_BTD = model.prefill(params, {}, *inputs, slots=slots)
-        h_BTD = reshard(h_BTD, dims.act_spec("BTD", decoding=True))[:, -1:]
-        return draw(params, h_BTD, key, 0), cache
+    The same tokens as `engine.generate` draws for a batch of this one prompt with the same key, up to and including
+    `end_id`. The cache always has `max_length` slots, so the decoding step is compiled once, and prefill once for each
+    bucket of prompt lengths. A mesh that spreads no batch rows must be set (jax.set_mesh) here and while
+    tokens are taken.
 
-    def step(params, cache, token_B, lengths_B, columns, r, key):
-        """Feed token r, draw token r + 1; slots right of it have segment 1 too, causality hides them."""
-        first_B1 = (columns - lengths_B)[:, None]
-        segments_BS = (jnp.arange(slots, dtype=jnp.int32)[None] >= first_B1).astype(jnp.int32)
-        segments_BS = reshard(segments_BS, dims.act_spec("BS"))
-        position_BT = (lengths_B + r)[:, None]
-        cache, h_BTD = model.decode(params, {}, cache, token_B[:, None], segments_BS, position_BT, columns + r)
-        return draw(params, h_BTD, key, r + 1), cache
+    Args:
+        model: the record of pure functions.
+        params: its parameters.
+        sampling: temperature, truncation, longest answer.
+        end_id: the token that ends an answer.
+        max_length: positions that the model has, for prompt and answer together.
+        pad_id: fills the columns before the prompt.
 
-    return jax.jit(prefill), jax.jit(step, donate_argnums=1)
+    Raises:
+        ValueError: no room for a prompt; or, with the first token, a prompt that is empty or has no room.
+    """
+    room = prompt_room(max_length, sampling)
+    prefill, decode = _compiled(model, sampling, max_length)
+    gathered = jax.jit(model.gather)(params)
+
+    def stream(ids: Sequence[int], key: jax.Array) -> Iterator[int]:
+        length, columns = len(ids), bucket(len(ids), room)
+        if not 0 < length <= room:
+            raise ValueError(
+                f"the prompt has {length} tokens, the model has room for 1 to {room}: "
+                f"{max_length} positions minus {sampling.max_new_tokens} for the answer"
+            )
+        cache, segments_BS, token_B = prefill(gathered, _padded(ids, columns, pad_id), key)
+        for r in range(sampling.max_new_tokens):
+            token = int(token_B[0])
+            yield token
+            if token == end_id or r + 1 == sampling.max_new_tokens:
+                return
+            place = np.array([columns + r, length + r, r + 1], np.int32)
+            cache, segments_BS, token_B = decode(gathered, cache, segments_BS, token_B, place, key)
+
+    return stream
+
+
+def _compiled(model: Model, sampling: SamplingConfig, slots: int) -> tuple[Callable, Callable]:
+    """Prefill and one decoding step; each returns (cache, segments_BS, the next token)."""
+
+    @jax.jit
+    def prefill(params: Params, prompt: PromptBatch, key: jax.Array) -> tuple[Cache, jax.Array, jax.Array]:
+        cache, h_BTD, segments_BS = prefilled(model, params, {}, prompt, slots=slots)
+        return cache, segments_BS, drawn(model, params, {}, h_BTD, jax.random.fold_in(key, 0), sampling)
+
+    def decode(params, cache, segments_BS, token_B, place, key):
+        """`place`: the slot and the position of `token_B`, and the number of the token to draw."""
+        slot, position, r = place
+        segments_BS = segments_BS.at[:, slot].set(1, out_sharding=dims.act_spec("BS"))
+        position_BT = jnp.broadcast_to(position, (1, 1))
+        cache, h_BTD = model.decode(params, {}, cache, token_B[:, None], segments_BS, position_BT, slot)
+        return cache, segments_BS, drawn(model, params, {}, h_BTD, jax.random.fold_in(key, r), sampling)
+
+    return prefill, jax.jit(decode, donate_argnums=(1, 2))
+
+
+def _padded(ids: Sequence[int], columns: int, pad_id: int) -> PromptBatch:
+    tokens_BP = np.full((1, columns), pad_id, np.int32)
+    tokens_BP[0, columns - len(ids) :] = ids
+    return PromptBatch(tokens_BP=tokens_BP, lengths_B=np.array([len(ids)], np.int32))

@@ -31,12 +31,10 @@ def generate(args: argparse.Namespace) -> None:
         ids = [tokenizer.bos_id, *tokenizer.encode(args.prompt)]
     else:
         ids = render_prompt([{"role": "user", "content": args.prompt}], tokenizer)
-    tokens = Speaker(loaded, sampling, args.seed).tokens(ids, 0)
+    answer = Speaker(loaded, sampling, args.seed).answer(ids, 0, _discard if args.json else _write)
     if not args.json:
-        speak(tokens, tokenizer, _write)
         _write("\n")
         return
-    answer = speak(tokens, tokenizer, lambda text: None)
     fields = {"stage": loaded.stage, "prompt": args.prompt, "answer": answer.text}
     print(json.dumps(fields | {"ended": answer.ended, "tokens": len(answer.tokens)}))
 
@@ -78,14 +76,15 @@ class Speaker:
         self._seed = seed
         with jax.set_mesh(loaded.mesh):
             self._stream = streamer(
-                loaded.model, loaded.params, loaded.mesh, sampling=sampling, end_id=loaded.tokenizer.end_id,
+                loaded.model, loaded.params, sampling=sampling, end_id=loaded.tokenizer.end_id,
                 max_length=loaded.config.max_length, pad_id=loaded.tokenizer.pad_id,
             )  # fmt: skip
 
-    def tokens(self, ids: list[int], turn: int) -> Iterator[int]:
-        """Token ids of the answer to a prompt; each turn has its own randomness."""
+    def answer(self, ids: list[int], turn: int, write: Callable[[str], None], *, stoppable: bool = False) -> Answer:
+        """Speak the answer to a prompt through `write`; each turn has its own randomness."""
         with jax.set_mesh(self.loaded.mesh):
-            yield from self._stream(ids, jax.random.fold_in(jax.random.key(self._seed), turn))
+            key = jax.random.fold_in(jax.random.key(self._seed), turn)
+            return speak(self._stream(ids, key), self.loaded.tokenizer, write, stoppable=stoppable)
 
 
 class Conversation:
@@ -105,9 +104,8 @@ class Conversation:
         history, dropped = self._fitted({"role": "user", "content": message})
         if dropped:
             _notice(f"the conversation is too long: its oldest {'turn' if dropped == 1 else f'{dropped} turns'} went")
-        tokenizer = self.speaker.loaded.tokenizer
-        tokens = self.speaker.tokens(render_prompt(history, tokenizer), self._turn)
-        answer = speak(tokens, tokenizer, write, stoppable=True)
+        ids = render_prompt(history, self.speaker.loaded.tokenizer)
+        answer = self.speaker.answer(ids, self._turn, write, stoppable=True)
         self._turn += 1
         if answer.tokens:
             self.history = [*history, {"role": "assistant", "content": answer.text}]
@@ -117,7 +115,9 @@ class Conversation:
         tokenizer, room = self.speaker.loaded.tokenizer, self.speaker.room
         alone = len(render_prompt([message], tokenizer))
         if alone > room:
-            raise ValueError(f"the message takes {alone} tokens, there is room for {room}: shorten it or --max-tokens")
+            raise ValueError(
+                f"the message takes {alone} tokens, there is room for {room}: shorten it, or lower --max-tokens"
+            )
         history = [*self.history, message]
         while len(render_prompt(history, tokenizer)) > room:
             history = history[2:]
@@ -177,6 +177,10 @@ def _sampling(args: argparse.Namespace) -> SamplingConfig:
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _discard(text: str) -> None:
+    del text
 
 
 def _notice(text: str) -> None:

@@ -1,0 +1,84 @@
+"""Which package may import which: one table, checked on the source without running it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "gptjax"
+EVERYTHING = {"nn", "losses", "optim", "model", "train", "generate", "data", "eval", "run", "serve", "cli"}
+# Package -> packages it may import besides itself and the modules that stand alone (dims, types, config, options).
+ALLOWED = {
+    "nn": set(),
+    "losses": set(),
+    "optim": set(),
+    "data": set(),
+    "model": {"nn"},
+    "generate": {"nn"},
+    "train": {"losses"},
+    "train/rollout.py": {"losses", "nn", "generate"},
+    "eval": {"losses", "generate", "data"},
+    "run": EVERYTHING - {"serve", "cli"},
+    "serve": EVERYTHING - {"cli"},
+}
+FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+
+
+def imports(path):
+    """Full names of all that a file imports, at any depth of its code."""
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def forbidden(path, names):
+    package = path.parts[0]
+    allowed = ALLOWED.get(path.as_posix(), ALLOWED.get(package, set())) | {package}
+    within = {name.split(".")[1] for name in names if name.startswith("gptjax.")}
+    return sorted(within & EVERYTHING - allowed)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if len(path.parts) > 1], ids=str)
+def test_packages_import_only_what_lies_below_them(path):
+    assert path.parts[0] in ALLOWED, f"package {path.parts[0]} is not in the table"
+    assert forbidden(path, imports(path)) == []
+
+
+@pytest.mark.parametrize("name", ["dims.py", "types.py", "config.py", "options.py"])
+def test_modules_that_stand_alone_import_no_package(name):
+    assert forbidden(Path(name), imports(Path(name))) == []
+
+
+def test_a_forbidden_import_is_seen():
+    # losses -> nn is not in the table, train/rollout.py -> nn is, train/ppo.py -> nn is not.
+    assert forbidden(Path("losses/returns.py"), {"gptjax.nn.norm.rms_norm"}) == ["nn"]
+    assert forbidden(Path("train/rollout.py"), {"gptjax.nn.norm.rms_norm"}) == []
+    assert forbidden(Path("train/ppo.py"), {"gptjax.nn.norm.rms_norm"}) == ["nn"]
+    assert forbidden(Path("run/driver.py"), {"gptjax.serve"}) == ["serve"]
+
+
+def users(library):
+    return {path.as_posix() for path in FILES if any(name.split(".")[0] == library for name in imports(path))}
+
+
+def test_checkpoints_alone_know_orbax():
+    assert users("orbax") == {"run/checkpoint.py"}
+
+
+def test_models_alone_know_flax():
+    assert {Path(path).parts[0] for path in users("flax")} == {"model"}
+
+
+def test_a_loss_loads_neither_orbax_nor_grain():
+    code = (
+        "import sys, gptjax.losses.returns; print([name for name in ('orbax', 'grain', 'flax') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout.strip() == "[]"
