@@ -70,6 +70,7 @@ def clipped_value_loss(
 
     Source: lm-human-preferences, train_policy; "The N implementation details of RLHF with PPO".
     """
+    values_BR = jnp.where(mask_BR, values_BR, 0.0)  # before the square, whose gradient would turn 0 * NaN into NaN
     plain_BR = jnp.square(values_BR - returns_BR)
     if clip is None:
         return 0.5 * masked_sum(plain_BR, mask_BR), jnp.sum(mask_BR), {"clipped": jnp.zeros_like(plain_BR[0, 0])}

@@ -12,6 +12,7 @@ from gptjax.model.config import ModelConfig
 from gptjax.nn.attention import attention
 from gptjax.nn.norm import layer_norm, rms_norm
 from gptjax.nn.rope import rotate
+from gptjax.types import Cache
 
 Role = Literal["matrix", "bias", "norm", "embedding"]
 
@@ -146,17 +147,23 @@ class Block(nnx.Module):
     def decode(
         self,
         h_BTD: jax.Array,
-        k_BSKH: jax.Array,
-        v_BSKH: jax.Array,
+        cache: Cache,
+        layer: jax.Array,
         segments_BS: jax.Array,
         positions_BT: jax.Array,
         index: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """One position (T = 1) against the cache, whose slot `index` it fills; output and the filled cache."""
+    ) -> tuple[jax.Array, Cache]:
+        """One position (T = 1) against the cache, whose slot `index` of this layer it fills in place."""
         q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(self.attention_norm(h_BTD), positions_BT, decoding=True)
-        k_BSKH = jax.lax.dynamic_update_slice_in_dim(k_BSKH, k_BTKH, index, axis=1)
-        v_BSKH = jax.lax.dynamic_update_slice_in_dim(v_BSKH, v_BTKH, index, axis=1)
+        slot = (layer, 0, index, 0, 0)
+        cache = Cache(
+            k_LBSKH=jax.lax.dynamic_update_slice(cache.k_LBSKH, k_BTKH[None], slot),
+            v_LBSKH=jax.lax.dynamic_update_slice(cache.v_LBSKH, v_BTKH[None], slot),
+        )
         here_BT = jax.lax.dynamic_slice_in_dim(segments_BS, index, 1, axis=1)
+        k_BSKH, v_BSKH = (
+            jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (cache.k_LBSKH, cache.v_LBSKH)
+        )
         o_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True)
         h_BTD += self.attention.project(o_BTNH, decoding=True)
-        return h_BTD + self.mlp(self.mlp_norm(h_BTD), decoding=True), k_BSKH, v_BSKH
+        return h_BTD + self.mlp(self.mlp_norm(h_BTD), decoding=True), cache

@@ -74,21 +74,14 @@ class Transformer(nnx.Module):
         graph, blocks = nnx.split(self.blocks)
 
         def body(carry, layer):
-            h_BTD, k_LBSKH, v_LBSKH = carry
+            h_BTD, cache = carry
             params, number = layer
-            k_BSKH = jax.lax.dynamic_index_in_dim(k_LBSKH, number, keepdims=False)
-            v_BSKH = jax.lax.dynamic_index_in_dim(v_LBSKH, number, keepdims=False)
-            block = nnx.merge(graph, params)
-            h_BTD, k_BSKH, v_BSKH = block.decode(h_BTD, k_BSKH, v_BSKH, segments_BS, positions_BT, index)
-            k_LBSKH = jax.lax.dynamic_update_index_in_dim(k_LBSKH, k_BSKH, number, 0)
-            v_LBSKH = jax.lax.dynamic_update_index_in_dim(v_LBSKH, v_BSKH, number, 0)
-            return (h_BTD, k_LBSKH, v_LBSKH), None
+            return nnx.merge(graph, params).decode(h_BTD, cache, number, segments_BS, positions_BT, index), None
 
         token_BT, positions_BT = (reshard(x, dims.act_spec("BT", decoding=True)) for x in (token_BT, positions_BT))
         h_BTD = self.embed(token_BT, positions_BT, decoding=True)
-        carry = (h_BTD, cache.k_LBSKH, cache.v_LBSKH)
-        (h_BTD, k_LBSKH, v_LBSKH), _ = jax.lax.scan(body, carry, (blocks, jnp.arange(self.config.layers)))
-        return Cache(k_LBSKH=k_LBSKH, v_LBSKH=v_LBSKH), self.final_norm(h_BTD)
+        (h_BTD, cache), _ = jax.lax.scan(body, (h_BTD, cache), (blocks, jnp.arange(self.config.layers)))
+        return cache, self.final_norm(h_BTD)
 
     def unembed(self, h_BTD: jax.Array, *, decoding: bool = False) -> jax.Array:
         table = self.embedding_VD if self.unembedding_VD is None else self.unembedding_VD

@@ -3,6 +3,7 @@
 import argparse
 import codecs
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 
@@ -20,6 +21,7 @@ Type a message and press Enter. Ctrl-C stops an answer, Ctrl-D leaves.
 /help   this text
 /reset  forget what was said
 /quit   leave"""
+_NOT_SHOWN = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}, "\ufffd")  # a model must not steer the terminal
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -167,6 +169,10 @@ def _ask() -> str | None:
 
 
 def _sampling(args: argparse.Namespace) -> SamplingConfig:
+    if not math.isfinite(args.temperature):
+        raise ValueError(f"--temperature must be finite, got {args.temperature}")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed must lie in 0..{2**32 - 1}, got {args.seed}")
     try:
         return SamplingConfig(max_new_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p)
     except ValueError as error:
@@ -175,7 +181,7 @@ def _sampling(args: argparse.Namespace) -> SamplingConfig:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(text.translate(_NOT_SHOWN) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -27,7 +27,7 @@ TEXTS = [f"What does number {n} do? It adds {n} to the sum and returns the resul
 @pytest.fixture(scope="module", autouse=True)
 def quiet_start():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")  # start_jax then leaves the cache of the tests alone
+        patch.setattr("gptjax.serve.model.start_jax", lambda: None)  # JAX stays as the tests configured it
         yield
 
 
@@ -138,12 +138,19 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         load(tmp_path, None)
 
 
-def test_generate_prints_the_answer_of_its_json(run, capsys):
+def test_generate_prints_one_json_object(run, capsys):
     found = json.loads(generated(capsys, run, "--json"))
     assert list(found) == ["stage", "prompt", "answer", "ended", "tokens"]
     assert (found["stage"], found["prompt"]) == ("tuned", "What does 3 do?")
     assert found["ended"] or found["tokens"] == 6
-    assert generated(capsys, run) == found["answer"] + "\n"
+
+
+def test_generate_writes_the_answer_alone_on_stdout(run, tuned, said, capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "load", lambda run, stage: tuned)
+    said.tokens = tuned.tokenizer.encode("It adds 3.\n")
+    assert generated(capsys, run) == "It adds 3.\n\n"
+    found = json.loads(generated(capsys, run, "--json"))
+    assert (found["answer"], found["ended"], found["tokens"]) == ("It adds 3.\n", True, len(said.tokens) + 1)
 
 
 def test_a_pretrained_stage_continues_the_text(run, said, capsys):
@@ -158,6 +165,8 @@ def test_a_pretrained_stage_continues_the_text(run, said, capsys):
         (["--max-tokens", "0"], "--max-tokens must be at least 1"),
         (["--top-p", "2"], r"--top-p must lie in \(0, 1\]"),
         (["--temperature", "-1"], "--temperature must not be negative"),
+        (["--temperature", "nan"], "--temperature must be finite, got nan"),
+        (["--seed", "-1"], r"--seed must lie in 0\.\.4294967295, got -1"),
         (["--max-tokens", "96"], "leaves no room for a prompt: the model has 96 positions"),
         (["--max-tokens", "92"], "the model has room for 1 to 4"),
     ],
@@ -230,6 +239,13 @@ def test_ctrl_c_stops_the_answer_only(tuned, talk, monkeypatch):
     monkeypatch.setattr(terminal, "streamer", streamer)
     assert talk("a", "b").out == "ok\nok\n"
     assert len(prompts[1]) == 2 * len(prompts[0]) + len(tokenizer.encode("ok"))
+
+
+def test_control_characters_reach_a_pipe_but_not_a_terminal(tuned, talk, said, monkeypatch):
+    said.tokens = tuned.tokenizer.encode("a\x1b[2J\tb")
+    assert talk("hello").out == "a\x1b[2J\tb\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert talk("hello").out == "a\ufffd[2J\tb\n"
 
 
 def test_chat_needs_a_stage_that_was_taught(run):
