@@ -46,7 +46,7 @@ def _check_same(recipe: Recipe, workdir: Path) -> None:
         )
     for name, experiment in recipe.stages.items():
         path = workdir / name / "config.txt"
-        if not path.exists():
+        if not _has_begun(workdir / name):
             continue
         before, now = _settings(path.read_text(encoding="utf-8")), _settings(to_text(experiment))
         changed = [
@@ -59,6 +59,11 @@ def _check_same(recipe: Recipe, workdir: Path) -> None:
                 f"{workdir} holds a run with other settings ({'; '.join(changed[:5])}): "
                 "choose another --workdir, or give the same settings to go on with it"
             )
+
+
+def _has_begun(stage: Path) -> bool:
+    """Whether a stage left more than its settings; until then they may still be mended."""
+    return any((stage / name).exists() for name in ("tokenizer.model", "data", "checkpoints", "metrics.jsonl"))
 
 
 def _settings(text: str) -> dict[str, str]:

@@ -103,7 +103,11 @@ def corpus(config: LmTask) -> tuple[list[Document], list[Document]]:
     if config.corpus is None:
         train = python_docs.documents("train", include_source=config.include_source, fraction=config.heldout_fraction)
         return train, python_docs.documents("heldout", fraction=config.heldout_fraction)
-    documents = list(read_documents(config.corpus, field=config.field))
+    documents = [
+        Document(text=piece, origin=document.origin)
+        for document in read_documents(config.corpus, field=config.field)
+        for piece in pieces(document.text)
+    ]
     heldout = [document for document in documents if _fraction(document.text) < config.heldout_fraction]
     train = [document for document in documents if _fraction(document.text) >= config.heldout_fraction]
     if not heldout or not train:
@@ -112,6 +116,21 @@ def corpus(config: LmTask) -> tuple[list[Document], list[Document]]:
             "out: split the text into more documents, or change task.heldout_fraction"
         )
     return train, heldout
+
+
+def pieces(text: str, characters: int = 8192) -> list[str]:
+    """The text cut at line ends into pieces of about this length, so that some of a single large file can be held out.
+
+    A line longer than that is a piece by itself.
+    """
+    found, lines, size = [], [], 0
+    for line in text.splitlines(keepends=True):
+        if lines and size + len(line) > characters:
+            found.append("".join(lines))
+            lines, size = [], 0
+        lines.append(line)
+        size += len(line)
+    return [*found, "".join(lines)] if lines else found
 
 
 def corpus_tokenizer(config: LmTask, setup: Setup, train: list[Document]) -> Tokenizer:
