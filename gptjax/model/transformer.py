@@ -80,7 +80,9 @@ class Transformer(nnx.Module):
 
         token_BT, positions_BT = (reshard(x, dims.act_spec("BT", decoding=True)) for x in (token_BT, positions_BT))
         h_BTD = self.embed(token_BT, positions_BT, decoding=True)
-        (h_BTD, cache), _ = jax.lax.scan(body, (h_BTD, cache), (blocks, jnp.arange(self.config.layers)))
+        (h_BTD, cache), _ = jax.lax.scan(
+            body, (h_BTD, cache), (blocks, jnp.arange(self.config.layers)), unroll=self.config.unroll
+        )
         return cache, self.final_norm(h_BTD)
 
     def unembed(self, h_BTD: jax.Array, *, decoding: bool = False) -> jax.Array:
@@ -103,5 +105,5 @@ class Transformer(nnx.Module):
         h_BTD = self.embed(tokens_BT, positions_BT)
         if key is not None:
             h_BTD = dropout(h_BTD, self.config.dropout, jax.random.fold_in(key, self.config.layers), "BTD")
-        h_BTD, cache = jax.lax.scan(body, h_BTD, (blocks, numbers))
+        h_BTD, cache = jax.lax.scan(body, h_BTD, (blocks, numbers), unroll=self.config.unroll)
         return self.final_norm(h_BTD), cache

@@ -56,13 +56,7 @@ def reference_kernel(
     mask_B11TS = mask_BTS[:, None, None]
     scores_BKGTS = jnp.where(mask_B11TS, scores_BKGTS, jnp.finfo(dtype).min)
     weights_BKGTS = jnp.where(mask_B11TS, jax.nn.softmax(scores_BKGTS, axis=-1), 0.0).astype(q_BTNH.dtype)
-    if (
-        length == 1
-    ):  # one query per row: a sum of products, a batch of tiny matmuls would take five times as long on a CPU
-        weights_BSKG1 = jnp.moveaxis(weights_BKGTS[:, :, :, 0], 3, 1)[..., None]
-        out_BTKGH = jnp.sum(weights_BSKG1 * v_BSKH[:, :, :, None], axis=1)[:, None]
-    else:
-        out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
+    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
     return out_BTKGH.reshape(batch, length, heads, width)
 
 

@@ -42,7 +42,11 @@ def check_model(folder: Path, config: ModelConfig) -> None:
         raise ValueError(f"{path} is missing: {folder} is not the folder of a trained stage")
     theirs = json.loads(path.read_text())
     mine = vars(config)
-    sizes = [name for name in theirs if name not in ("dropout", "dtype", "remat") and theirs[name] != mine.get(name)]
+    sizes = [
+        name
+        for name in theirs
+        if name not in ("dropout", "dtype", "remat", "unroll") and theirs[name] != mine.get(name)
+    ]
     if sizes:
         listed = ", ".join(f"model.{name} {theirs[name]} there, {mine.get(name)} here" for name in sizes)
         raise ValueError(f"the model in {folder} differs from this experiment's: {listed}")

@@ -1,0 +1,39 @@
+"""The smallest legal models: a table of next-token logits, and a table of values."""
+
+import jax
+import jax.numpy as jnp
+
+from gptjax.types import Cache, Model, ScalarModel
+
+
+def bigram(vocabulary: int = 4) -> Model:
+    """The next token's logits are the row of the current token."""
+
+    def hidden(params, frozen, tokens_BT, segments_BT, positions_BT, *, causal=True, key=None):
+        return params["table"].at[tokens_BT].get(out_sharding=jax.typeof(tokens_BT).sharding.spec)
+
+    def prefill(params, frozen, tokens_BT, segments_BT, positions_BT, *, slots):
+        return Cache(k_LBSKH=jnp.zeros(()), v_LBSKH=jnp.zeros(())), hidden(params, frozen, tokens_BT, None, None)
+
+    def decode(params, frozen, cache, token_BT, segments_BS, positions_BT, index):
+        return cache, hidden(params, frozen, token_BT, None, None)
+
+    return Model(
+        init=lambda key: {"table": jnp.zeros((vocabulary, vocabulary))},
+        hidden=hidden,
+        unembed=lambda params, frozen, h_BTD, *, decoding=False: h_BTD,
+        prefill=prefill,
+        decode=decode,
+        gather=lambda params: params,
+        roles={"table": "matrix"},
+        letters={"table": "VV"},
+    )
+
+
+def table_of_values() -> ScalarModel:
+    def values(params, frozen, tokens_BT, segments_BT, positions_BT, *, key=None):
+        return params["value"].at[tokens_BT].get(out_sharding=jax.typeof(tokens_BT).sharding.spec)
+
+    return ScalarModel(
+        init=lambda key: {"value": jnp.zeros(4)}, values=values, roles={"value": "matrix"}, letters={"value": "V"}
+    )

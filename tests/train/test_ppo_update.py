@@ -1,0 +1,155 @@
+"""One PPO update on tables, by hand: policy, value and pre-training gradients, clipping, and what cannot matter."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tables import bigram, table_of_values
+
+from gptjax.run.mesh import put
+from gptjax.train.ppo import PpoConfig, minibatch, ppo_step
+from gptjax.train.update import initial_state
+from gptjax.types import LmBatch, Rollout
+
+END = 3
+SGD = optax.sgd(1.0)
+UNIFORM = -np.log(4)
+
+
+def host_rollout(actions, advantages, returns, *, logp_old=UNIFORM, padding=0, pretrain=None):
+    """Prompts of the single token 0 and responses of one token each, with so much padding after it."""
+    n = len(actions)
+    tokens_BT = np.zeros((n, 2 + padding), np.int32)
+    tokens_BT[:, 1] = actions
+    real_BT = np.broadcast_to((np.arange(2 + padding) < 2).astype(np.int32), tokens_BT.shape)
+    places_BT = np.minimum(np.broadcast_to(np.arange(2 + padding, dtype=np.int32), tokens_BT.shape), 1)
+
+    def response(values):
+        column_B1 = np.broadcast_to(np.asarray(values, np.float32), n)[:, None]
+        return np.pad(column_B1, ((0, 0), (0, padding)), constant_values=7.0)
+
+    return Rollout(
+        tokens_BT=tokens_BT,
+        segments_BT=real_BT,
+        positions_BT=places_BT,
+        mask_BR=np.arange(1 + padding)[None].repeat(n, 0) < 1,
+        logp_old_BR=response(logp_old),
+        logp_ref_BR=response(logp_old),
+        values_BR=response(0.0),
+        rewards_BR=response(0.0),
+        advantages_BR=response(advantages),
+        returns_BR=response(returns),
+        scores_B=np.zeros(n, np.float32),
+        ended_B=np.asarray(actions) == END,
+        pretrain=pretrain,
+    )
+
+
+def updated(mesh, rollout, config):
+    params = {"policy": {"table": jnp.zeros((4, 4))}, "value": {"value": jnp.zeros(4)}}
+    state = initial_state(params, SGD, jax.random.key(0), kl_coefficient=jnp.float32(0.1))
+    step = partial(ppo_step, policy=bigram(), scalar=table_of_values(), optimizer=SGD, config=config)
+    after, metrics = jax.jit(step)(state, put(rollout, mesh))
+    return after.params["policy"]["table"], after.params["value"]["value"], metrics
+
+
+PAIR = PpoConfig(prompts=2, minibatches=1, response_tokens=1)
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_an_update_by_hand(one_device, padding):
+    # p = 1/4 everywhere.  Advantages 3 and 1 whiten to 1 and -1: loss = -(ratio_1 - ratio_end) / 2, so the policy's
+    # row 0 moves by ([1] - [end]) / 2.  Critic: V = 0, returns 1 and -3: slope ((0 - 1) + (0 + 3)) / 2 = 1
+    rollout = host_rollout([1, END], [3.0, 1.0], [1.0, -3.0], padding=padding)
+    table, value, metrics = updated(one_device, rollout, PAIR)
+    expected = np.zeros((4, 4))
+    expected[0] = [0, 0.5, 0, -0.5]
+    np.testing.assert_allclose(table, expected, atol=1e-6)
+    np.testing.assert_allclose(value, [-1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(metrics["ppo/value_loss"], 0.5 * (1 + 9) / 2, rtol=1e-6)
+    np.testing.assert_allclose(metrics["ppo/entropy_nats_per_token"], np.log(4), rtol=1e-6)
+    np.testing.assert_allclose(metrics["optim/grad_norm_policy"], 0.5**0.5, rtol=1e-5)
+    assert [float(metrics[f"ppo/{name}"]) for name in ("tokens", "response_tokens", "end_rate")] == [2, 1, 0.5]
+
+
+def test_a_ratio_that_went_too_far_in_the_good_direction_is_left_alone(one_device):
+    # ratios 1.5 and 1 (clip .2): the first, with advantage 1, has no gradient; the second, -1, pushes [end] down by
+    # ([end] - p) / 2
+    old = [-np.log(4) - np.log(1.5), -np.log(4)]
+    rollout = host_rollout([1, END], [3.0, 1.0], [0.0, 0.0], logp_old=old)
+    table, _, metrics = updated(one_device, rollout, PAIR)
+    np.testing.assert_allclose(table[0], [0.125, 0.125, 0.125, -0.375], atol=1e-6)
+    np.testing.assert_allclose(metrics["ppo/clip_fraction"], 0.5)
+    np.testing.assert_allclose(metrics["ppo/policy_loss"], (-1.2 + 1.0) / 2, atol=1e-6)
+    np.testing.assert_allclose([metrics["ppo/ratio_max"], metrics["ppo/ratio_mean"]], [1.5, 1.25], rtol=1e-5)
+
+
+def test_the_end_token_is_an_action_with_a_gradient(one_device):
+    # both rows end at once; the praised one and the blamed one differ only in what they are: END goes up by 3/8 + 1/8
+    table, _, _ = updated(one_device, host_rollout([END, 1], [3.0, 1.0], [0.0, 0.0]), PAIR)
+    np.testing.assert_allclose(table[0, END], 0.5, atol=1e-6)
+
+
+def test_pretraining_adds_its_gradient_to_the_same_update(one_device):
+    # 0 -> 2 twice, weight .5 of the mean: row 0 moves by another .5 ([2] - p)
+    tokens = np.zeros((2, 1), np.int32)
+    ptx = LmBatch(
+        tokens_BT=tokens,
+        targets_BT=tokens + 2,
+        segments_BT=tokens + 1,
+        positions_BT=tokens,
+        weights_BT=np.ones((2, 1), np.float32),
+    )
+    rollout = host_rollout([1, END], [3.0, 1.0], [1.0, -3.0], pretrain=ptx)
+    table, value, metrics = updated(one_device, rollout, dataclasses.replace(PAIR, ptx_coefficient=0.5))
+    np.testing.assert_allclose(table[0], [-0.125, 0.375, 0.375, -0.625], atol=1e-6)
+    np.testing.assert_allclose(value, [-1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(metrics["ppo/ptx_nats_per_token"], np.log(4), rtol=1e-6)
+
+
+def test_temperature_divides_the_logits_in_training_too(one_device):
+    # at T = 1/2 the slope of log p in the logits doubles
+    table, _, _ = updated(
+        one_device, host_rollout([1, END], [3.0, 1.0], [0.0, 0.0]), dataclasses.replace(PAIR, temperature=0.5)
+    )
+    np.testing.assert_allclose(table[0], [0, 1, 0, -1], atol=1e-6)
+
+
+def test_the_order_of_the_rollout_changes_nothing(one_device):
+    config = dataclasses.replace(PAIR, prompts=6)
+    rng = np.random.default_rng(0)
+    rollout = host_rollout(rng.integers(0, 4, 6), rng.normal(size=6), rng.normal(size=6))
+    turned = jax.tree.map(lambda x: x[::-1], rollout)
+    for a, b in zip(updated(one_device, rollout, config)[:2], updated(one_device, turned, config)[:2], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_minibatches_carry_their_share_of_pretraining_rows(one_device):
+    # 4 prompts and 8 pre-training rows in 2 minibatches: rows 0..3, then 4..7
+    numbers = np.arange(8, dtype=np.int32)[:, None]
+    ptx = LmBatch(
+        tokens_BT=numbers, targets_BT=numbers, segments_BT=numbers, positions_BT=numbers, weights_BT=numbers * 1.0
+    )
+    rollout = put(host_rollout([0] * 4, [0.0] * 4, [0.0] * 4, pretrain=ptx), one_device)
+    state = initial_state({"w": jnp.zeros(1)}, SGD, jax.random.key(0))
+    for step, wanted in enumerate([[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]):
+        at = dataclasses.replace(state, step=jnp.int32(step))
+        _, rows = minibatch(at, rollout, PpoConfig(prompts=4, minibatches=2))
+        assert np.asarray(rows.tokens_BT).ravel().tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"minibatches": 5}, "ppo.minibatches 5 do not divide ppo.prompts 64"),
+        ({"temperature": 0.0}, "ppo.temperature must be positive, got 0.0"),
+        ({"epochs": 0}, "ppo.epochs must be at least 1, got 0"),
+    ],
+)
+def test_wrong_settings_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        PpoConfig(**wrong)
