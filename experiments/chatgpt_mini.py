@@ -16,9 +16,9 @@ from gptjax.run.tasks.reward import RewardTask
 from gptjax.run.tasks.sft import SftTask
 from gptjax.train.ppo import PpoConfig
 
-MODEL = ModelConfig(vocab_size=4096, layers=4, width=128, heads=4, max_length=256, activation="relu2")
-LABELER = SimulatedLabeler()
-PROMPT_TOKENS, ANSWER_TOKENS = 64, 48
+MODEL = ModelConfig(vocab_size=4096, layers=4, width=128, heads=4, max_length=256, activation="relu2", unroll=4)
+LABELER = SimulatedLabeler(temperature=0.3)
+PROMPT_TOKENS, ANSWER_TOKENS = 48, 40
 
 
 def recipe() -> Recipe:
@@ -27,7 +27,7 @@ def recipe() -> Recipe:
 
 def lm() -> Experiment:
     return Experiment(
-        task=LmTask(include_source=False, row_tokens=128),
+        task=LmTask(include_source=False, row_tokens=128, loss_chunks=4),
         model=MODEL,
         optimizer=OptimizerConfig(name="muon", peak_lr=1.2e-2, warmup_steps=30, final_fraction=0.05, weight_decay=0.1),
         steps=640,
@@ -39,13 +39,13 @@ def lm() -> Experiment:
 
 def sft() -> Experiment:
     return Experiment(
-        task=SftTask(prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS),
+        task=SftTask(row_tokens=128, loss_chunks=4, prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS),
         model=MODEL,
-        optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=10, weight_decay=0.1),
-        steps=150,
+        optimizer=OptimizerConfig(name="muon", peak_lr=5e-3, warmup_steps=10, weight_decay=0.1),
+        steps=240,
         batch_size=16,
-        evaluate_every=50,
-        save_every=50,
+        evaluate_every=80,
+        save_every=80,
     )
 
 
@@ -53,7 +53,7 @@ def reward() -> Experiment:
     return Experiment(
         task=RewardTask(prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS, labeler=LABELER),
         model=MODEL,
-        optimizer=OptimizerConfig(peak_lr=5e-4, warmup_steps=5),
+        optimizer=OptimizerConfig(name="muon", peak_lr=3e-3, warmup_steps=5),
         steps=64,
         batch_size=16,
         evaluate_every=32,
@@ -62,13 +62,21 @@ def reward() -> Experiment:
 
 
 def ppo() -> Experiment:
-    settings = PpoConfig(prompts=64, minibatches=4, epochs=2, response_tokens=ANSWER_TOKENS, kl_coefficient=0.05)
+    settings = PpoConfig(
+        prompts=64,
+        minibatches=4,
+        epochs=1,
+        response_tokens=ANSWER_TOKENS,
+        kl_coefficient=0.05,
+        kl_target=4.0,
+        kl_horizon=500.0,
+    )
     return Experiment(
         task=PpoTask(ppo=settings, prompt_tokens=PROMPT_TOKENS, labeler=LABELER),
         model=MODEL,
-        optimizer=OptimizerConfig(peak_lr=1e-4, schedule="constant", warmup_steps=16, start_fraction=0.1),
-        steps=240,
+        optimizer=OptimizerConfig(peak_lr=3e-4, schedule="constant", warmup_steps=16, start_fraction=0.1),
+        steps=160,
         batch_size=64,
-        evaluate_every=80,
+        evaluate_every=40,
         save_every=40,
     )

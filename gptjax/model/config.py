@@ -15,8 +15,8 @@ class ModelConfig:
     bias: biases in projections.  tied: the embedding is also the unembedding.  dropout: rate on residual branches.
     dtype: of activations and matmuls; parameters are float32 (float64 when JAX runs in 64 bits and dtype is float64).
     remat: what the backward pass recomputes: nothing (none), all but matmul results (matmuls), the whole block (full).
-    unroll: layers per iteration of the scan over layers. On a CPU, where XLA runs the body of a loop on one core for the
-    most part, all of them at once more than halve the time of a step; on accelerators 1 keeps compiling short.
+    unroll: layers per iteration of the scan over layers. On a CPU, where XLA runs most of a loop's body on one core,
+    all of them at once halve the time of a step; on accelerators 1 keeps compiling short.
     """
 
     vocab_size: int

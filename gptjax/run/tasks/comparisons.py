@@ -13,7 +13,7 @@ from gptjax.data.preferences import Comparison, Response
 from gptjax.data.prompts import prompt_batch
 from gptjax.data.python_questions import Question
 from gptjax.data.tokenizer import Tokenizer
-from gptjax.eval.answers import Answer, repeated
+from gptjax.eval.answers import Answer
 from gptjax.types import PromptBatch
 
 FEWEST, MOST = 4, 9  # candidates per prompt, as in InstructGPT
@@ -43,13 +43,23 @@ def simulated_comparisons(
     """
     prompts, report = prompt_batch([question.messages for question in asked], tokenizer, prompt_tokens)
     kept = [asked[index] for index in report.kept]
-    sampled = sample(repeated(prompts, MOST), jax.random.key(seed))
+    rngs = [np.random.default_rng([seed, number]) for number in range(len(kept))]
     others = [question.answer for question in kept]
+    variants = [_variants(question, others, rng) for question, rng in zip(kept, rngs, strict=True)]
+    sizes = np.array([size - len(chosen) for size, chosen in variants])
+    rows = PromptBatch(
+        tokens_BP=np.repeat(prompts.tokens_BP, sizes, axis=0), lengths_B=np.repeat(prompts.lengths_B, sizes)
+    )
+    sampled = iter(sample(rows, jax.random.key(seed)))
     comparisons = []
-    for number, question in enumerate(kept):
-        rng = np.random.default_rng([seed, number])
-        drawn = sampled[number * MOST : (number + 1) * MOST]
-        responses = _candidates(question, drawn, others, rng)
+    for question, rng, (size, chosen) in zip(kept, rngs, variants, strict=True):
+        drawn = [next(sampled) for _ in range(size - len(chosen))]
+        everything = chosen + [
+            Response(content=answer.text, ended=answer.ended, extra={"source": "sampled"})
+            for answer in drawn
+            if answer.text or answer.ended
+        ]
+        responses = [everything[i] for i in rng.permutation(len(everything))]
         golds = [labeler.gold_score(question.name, response.content, response.ended) for response in responses]
         responses = [
             dataclasses.replace(response, extra=response.extra | {"gold": gold})
@@ -91,17 +101,9 @@ def write_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
     temporary.replace(path)
 
 
-def _candidates(
-    question: Question, drawn: Sequence[Answer], others: Sequence[str], rng: np.random.Generator
-) -> list[Response]:
+def _variants(question: Question, others: Sequence[str], rng: np.random.Generator) -> tuple[int, list[Response]]:
+    """(K, the candidates that are not sampled: fewer than half)."""
     size = int(rng.integers(FEWEST, MOST + 1))
     variants = [Response(content=question.answer, extra={"source": "reference"})]
     variants += corruptions(question.answer, rng, others)
-    chosen = [variant for variant in variants if rng.random() < 1 / 3][: (size - 1) // 2]
-    samples = [
-        Response(content=answer.text, ended=answer.ended, extra={"source": "sampled"})
-        for answer in drawn[: size - len(chosen)]
-        if answer.text or answer.ended
-    ]
-    everything = chosen + samples
-    return [everything[i] for i in rng.permutation(len(everything))]
+    return size, [variant for variant in variants if rng.random() < 1 / 3][: (size - 1) // 2]
