@@ -42,22 +42,22 @@ def sft() -> Experiment:
         task=SftTask(row_tokens=128, loss_chunks=4, prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS),
         model=MODEL,
         optimizer=OptimizerConfig(name="muon", peak_lr=5e-3, warmup_steps=10, weight_decay=0.1),
-        steps=240,
+        steps=120,
         batch_size=16,
-        evaluate_every=80,
-        save_every=80,
+        evaluate_every=40,
+        save_every=40,
     )
 
 
 def reward() -> Experiment:
     return Experiment(
-        task=RewardTask(prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS, labeler=LABELER),
+        task=RewardTask(train_prompts=1536, prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS, labeler=LABELER),
         model=MODEL,
         optimizer=OptimizerConfig(name="muon", peak_lr=3e-3, warmup_steps=5),
-        steps=64,
+        steps=80,
         batch_size=16,
-        evaluate_every=32,
-        save_every=32,
+        evaluate_every=20,
+        save_every=40,
     )
 
 
@@ -67,9 +67,7 @@ def ppo() -> Experiment:
         minibatches=4,
         epochs=1,
         response_tokens=ANSWER_TOKENS,
-        kl_coefficient=0.05,
-        kl_target=4.0,
-        kl_horizon=500.0,
+        kl_coefficient=0.2,
     )
     return Experiment(
         task=PpoTask(ppo=settings, prompt_tokens=PROMPT_TOKENS, labeler=LABELER),
