@@ -36,7 +36,7 @@ class Checkpoints:
     """Checkpoints of one run; saving happens in the background, and a save that fails is raised by the next call."""
 
     def __init__(self, folder: Path, *, keep: int):
-        self.folder = folder
+        self.folder = folder = folder.absolute()  # Orbax loads from relative paths and fails to save to them
         folder.mkdir(parents=True, exist_ok=True)
         policies: Any = ocp.training  # its own annotations disagree with each other
         self._checkpointer = policies.Checkpointer(
@@ -97,7 +97,7 @@ def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
     Raises:
         ValueError: no checkpoint there.
     """
-    with ocp.training.Checkpointer(str(folder / "checkpoints")) as checkpointer:
+    with ocp.training.Checkpointer((folder / "checkpoints").absolute()) as checkpointer:
         if checkpointer.latest is None:
             raise ValueError(f"no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
         return checkpointer.load_checkpointables(checkpointer.latest, {"model": abstract_model})["model"]

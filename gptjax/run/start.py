@@ -20,5 +20,5 @@ def start_jax(devices: int | None = None) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax prints the trace of an error that it raises again
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # orbax leaves the errors of failed reads to it

@@ -61,8 +61,16 @@ class Runner:
             "XDG_CACHE_HOME": str(self.folder / "cache"),
             "JAX_PLATFORMS": "cpu",
         }
-        command = [sys.executable, "-m", "gptjax", "run", str(RECIPE), "--workdir", str(workdir), *options]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        run = ["run", str(RECIPE), "--workdir", workdir.name, *options]  # relative, as people type it
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "gptjax", *run],
+            cwd=workdir.parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def finish(self, workdir: Path, *options: str) -> str:
         """Run to the end; returns what it printed."""
