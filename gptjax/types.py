@@ -60,11 +60,28 @@ class RewardBatch:
     tokens_BCT: i32, prompt + response (end-of-turn included if it was emitted), padded on the right.
     lengths_BC: i32, real tokens; 0 = no such candidate.
     ranks_BC: i32, 1 = best, equal ranks are ties; 0 = no such candidate.
+    margins_BCC: f32, score difference that candidate i owes to j where it is ranked above, or None.
     """
 
     tokens_BCT: Any
     lengths_BC: Any
     ranks_BC: Any
+    margins_BCC: Any = None
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
+class RatingBatch:
+    """Prompts with C rated responses each.
+
+    tokens_BCT, lengths_BC: as in RewardBatch.
+    ratings_BC: f32, 1 to 7.  weights_BC: f32, weight of each rating; 0 = not rated, or no such response.
+    """
+
+    tokens_BCT: Any
+    lengths_BC: Any
+    ratings_BC: Any
+    weights_BC: Any
 
 
 @_pytree

@@ -1,8 +1,7 @@
 """Batches as a pure function of (seed, position): resuming is a seek, and the number of hosts changes nothing."""
 
-import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,12 +10,12 @@ Rows = TypeVar("Rows")  # LmBatch, RewardBatch, PromptBatch: NumPy arrays that s
 
 
 def n_rows(rows: Any) -> int:
-    """The leading dimension that all arrays of `rows` share.
+    """The leading dimension that all arrays of `rows` share; a field of None holds none.
 
     Raises:
         ValueError: they differ, or there are none.
     """
-    sizes = {field.name: len(getattr(rows, field.name)) for field in dataclasses.fields(rows)}
+    sizes = {name: len(values) for name, values in vars(rows).items() if values is not None}
     if len(set(sizes.values())) != 1:
         raise ValueError(f"the arrays of {type(rows).__name__} differ in their number of rows: {sizes}")
     return next(iter(sizes.values()))
@@ -106,8 +105,7 @@ def _local(batch_size: int, host: int, n_hosts: int) -> int:
 
 
 def _taken(rows: Rows, index: np.ndarray) -> Rows:
-    columns = {field.name: getattr(rows, field.name)[index] for field in dataclasses.fields(rows)}  # type: ignore[arg-type]
-    return type(rows)(**columns)
+    return _mapped(lambda values: values[index], rows)
 
 
 def _filled(rows: Rows, size: int) -> Rows:
@@ -118,5 +116,8 @@ def _filled(rows: Rows, size: int) -> Rows:
     def filled(values: np.ndarray) -> np.ndarray:
         return np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)])
 
-    columns = {field.name: filled(getattr(rows, field.name)) for field in dataclasses.fields(rows)}  # type: ignore[arg-type]
-    return type(rows)(**columns)
+    return _mapped(filled, rows)
+
+
+def _mapped(change: Callable[[np.ndarray], np.ndarray], rows: Rows) -> Rows:
+    return type(rows)(**{name: None if values is None else change(values) for name, values in vars(rows).items()})

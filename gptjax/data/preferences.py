@@ -1,18 +1,21 @@
 """Ranked responses: 2 to 32 candidates per prompt in a weak order, as training data for a reward model."""
 
+import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from gptjax.data.conversations import ChatTokenizer, Message, read_messages, render_prompt
 from gptjax.data.prompts import check_prompt
 from gptjax.data.sources import string_field
-from gptjax.types import RewardBatch
+from gptjax.types import RatingBatch, RewardBatch
 
 MAX_CANDIDATES = 32
+Candidates = TypeVar("Candidates", RewardBatch, RatingBatch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +35,32 @@ class Response:
             raise ValueError("the response is empty and did not end: it holds no token to score")
 
 
+class Answered(Protocol):
+    """A prompt and its responses."""
+
+    @property
+    def messages(self) -> Sequence[Message]: ...
+    @property
+    def responses(self) -> Sequence[Response]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """A prompt, its candidates and their ranks: 1 = best, equal ranks are ties.
 
+    margins: (better, worse, margin) for pairs of candidates, numbered from 0, whose scores should differ by at least
+    the margin; pairs that are not named have margin 0.
     extra: the other fields of the line (labeler, kind of prompt).
 
     Raises:
-        ValueError: the number of candidates lies outside 2..32, or the ranks are no weak order.
+        ValueError: the number of candidates lies outside 2..32, the ranks are no weak order, or a margin contradicts
+            them.
     """
 
     messages: Sequence[Message]
     responses: Sequence[Response]
     ranks: Sequence[int]
+    margins: Sequence[tuple[int, int, float]] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,18 +69,23 @@ class Comparison:
         if len(self.ranks) != len(self.responses):
             raise ValueError(f"field 'ranks': {len(self.ranks)} ranks for {len(self.responses)} responses")
         check_ranks(self.ranks)
+        for entry in self.margins:
+            _check_margin(entry, self.ranks)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardReport:
-    """What became of the comparisons: how many were given, how many were dropped as too long, and which were kept.
+    """What became of the comparisons (or rated prompts): how many were given, and how many dropped as too long.
 
     kept: row i of the batch is comparison `kept[i]` of those given.
+    responses: in the rows that were kept.  unended: of these, cut off before their end; their last token is scored.
     """
 
     comparisons: int
     dropped: int
     kept: tuple[int, ...]
+    responses: int
+    unended: int
 
 
 def check_ranks(ranks: Sequence[int]) -> None:
@@ -76,17 +97,23 @@ def check_ranks(ranks: Sequence[int]) -> None:
     wrong = [rank for rank in ranks if not isinstance(rank, int) or isinstance(rank, bool)]
     if wrong:
         raise ValueError(f"field 'ranks': expected whole numbers, got {wrong[0]!r}")
-    dense = {rank: place for place, rank in enumerate(sorted(set(ranks)), 1)}
-    competition = {rank: 1 + sum(other < rank for other in ranks) for rank in ranks}
-    if any(dense[rank] != rank for rank in ranks) and any(competition[rank] != rank for rank in ranks):
-        raise ValueError(f"field 'ranks': {list(ranks)} is no ranking; {[dense[rank] for rank in ranks]} would be")
+    competition = [1 + sum(other < rank for other in ranks) for rank in ranks]
+    if list(ranks) not in (dense(ranks), competition):
+        raise ValueError(f"field 'ranks': {list(ranks)} is no ranking; {dense(ranks)} would be")
+
+
+def dense(ranks: Sequence[float]) -> list[int]:
+    """The same weak order with ranks 1, 2, 3 and so on, none left out: (1, 2, 2, 4) gives (1, 2, 2, 3)."""
+    places = {rank: place for place, rank in enumerate(sorted(set(ranks)), 1)}
+    return [places[rank] for rank in ranks]
 
 
 def read_preferences(path: str | os.PathLike[str]) -> Iterator[Comparison]:
     """Comparisons of a JSON-lines file with `messages`, `responses` and `ranks` on each line.
 
     Args:
-        path: the file; a response is `{"content": text, "ended": true, ...}`, and further keys end up in `extra`.
+        path: the file; a response is `{"content": text, "ended": true, ...}`, and further keys end up in `extra`. A
+            line may also have `margins`, a list of `[better, worse, margin]`.
 
     Returns:
         Iterator of comparisons.
@@ -96,11 +123,12 @@ def read_preferences(path: str | os.PathLike[str]) -> Iterator[Comparison]:
     """
     for where, messages, record in read_messages(path):
         check_prompt(messages, where)
-        lists = [_list(record, name, where) for name in ("responses", "ranks")]
-        responses = [_response(entry, f"{where}: responses[{index}]") for index, entry in enumerate(lists[0])]
-        extra = {key: value for key, value in record.items() if key not in ("messages", "responses", "ranks")}
+        responses, ranks = read_responses(record, where), list_field(record, "ranks", where)
+        margins = list_field(record, "margins", where) if "margins" in record else []
+        known = ("messages", "responses", "ranks", "margins")
+        extra = {key: value for key, value in record.items() if key not in known}
         try:
-            comparison = Comparison(messages=messages, responses=responses, ranks=lists[1], extra=extra)
+            comparison = Comparison(messages=messages, responses=responses, ranks=ranks, margins=margins, extra=extra)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         yield comparison
@@ -128,10 +156,30 @@ def reward_batch(
     Raises:
         ValueError: no comparison fits, or one has more than `candidates` responses.
     """
-    most = max((len(comparison.responses) for comparison in comparisons), default=0)
+    tokens_BCT, lengths_BC, report = candidate_rows(comparisons, tokenizer, row_tokens, candidates)
+    ranks_BC = np.zeros(lengths_BC.shape, np.int32)
+    margins_BCC = np.zeros((*lengths_BC.shape, lengths_BC.shape[1]), np.float32)
+    for row, index in enumerate(report.kept):
+        ranks_BC[row, : len(comparisons[index].ranks)] = dense(comparisons[index].ranks)
+        for better, worse, margin in comparisons[index].margins:
+            margins_BCC[row, better, worse] = margin
+    batch = RewardBatch(
+        tokens_BCT=tokens_BCT,
+        lengths_BC=lengths_BC,
+        ranks_BC=ranks_BC,
+        margins_BCC=margins_BCC if margins_BCC.any() else None,
+    )
+    return batch, report
+
+
+def candidate_rows(
+    prompts: Sequence[Answered], tokenizer: ChatTokenizer, row_tokens: int, candidates: int | None
+) -> tuple[np.ndarray, np.ndarray, RewardReport]:
+    """(tokens_BCT, lengths_BC, report): what ranked and rated responses have in common; see `reward_batch`."""
+    most = max((len(prompt.responses) for prompt in prompts), default=0)
     if candidates is not None and most > candidates:
         raise ValueError(f"a comparison has {most} responses, more than candidates={candidates}")
-    rendered = [[render_response(c.messages, response, tokenizer) for response in c.responses] for c in comparisons]
+    rendered = [[render_response(p.messages, response, tokenizer) for response in p.responses] for p in prompts]
     longest = [max(map(len, group)) for group in rendered]
     kept = tuple(index for index, length in enumerate(longest) if length <= row_tokens)
     if not kept:
@@ -139,17 +187,39 @@ def reward_batch(
         raise ValueError(f"none of {len(rendered)} comparisons fits {row_tokens} tokens; the shortest needs {shortest}")
     shape = (len(kept), candidates or most)
     tokens_BCT = np.full((*shape, row_tokens), tokenizer.pad_id, np.int32)
-    lengths_BC, ranks_BC = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    lengths_BC = np.zeros(shape, np.int32)
     for row, index in enumerate(kept):
-        ranks_BC[row, : len(rendered[index])] = comparisons[index].ranks
         for column, ids in enumerate(rendered[index]):
             tokens_BCT[row, column, : len(ids)] = ids
             lengths_BC[row, column] = len(ids)
-    report = RewardReport(comparisons=len(rendered), dropped=len(rendered) - len(kept), kept=kept)
-    return RewardBatch(tokens_BCT=tokens_BCT, lengths_BC=lengths_BC, ranks_BC=ranks_BC), report
+    responses = [response for index in kept for response in prompts[index].responses]
+    report = RewardReport(
+        comparisons=len(rendered),
+        dropped=len(rendered) - len(kept),
+        kept=kept,
+        responses=len(responses),
+        unended=sum(not response.ended for response in responses),
+    )
+    return tokens_BCT, lengths_BC, report
 
 
-def _list(record: dict[str, Any], name: str, where: str) -> list[Any]:
+def trimmed(batch: Candidates, multiple: int) -> Candidates:
+    """The batch without the columns that no candidate reaches; the width (T) stays a multiple of `multiple`."""
+    width = batch.tokens_BCT.shape[2]
+    needed = -(-int(batch.lengths_BC.max()) // multiple) * multiple
+    if needed >= width:
+        return batch
+    return dataclasses.replace(batch, tokens_BCT=batch.tokens_BCT[:, :, :needed])
+
+
+def read_responses(record: dict[str, Any], where: str) -> list[Response]:
+    """The `responses` of a line; `where` is its file:line."""
+    entries = list_field(record, "responses", where)
+    return [_response(entry, f"{where}: responses[{index}]") for index, entry in enumerate(entries)]
+
+
+def list_field(record: dict[str, Any], name: str, where: str) -> list[Any]:
+    """The list `record[name]`, or a ValueError that begins with `where`."""
     if name not in record:
         raise ValueError(f"{where}: no field {name!r}; the object has {', '.join(map(repr, record))}")
     if not isinstance(record[name], list):
@@ -169,3 +239,16 @@ def _response(entry: Any, where: str) -> Response:
         return Response(content=content, ended=ended, extra=extra)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _check_margin(entry: Any, ranks: Sequence[int]) -> None:
+    if not isinstance(entry, list | tuple) or len(entry) != 3 or any(isinstance(value, bool) for value in entry):
+        raise ValueError(f"field 'margins': expected [better, worse, margin], got {entry!r}")
+    better, worse, margin = entry
+    inside = [isinstance(index, int) and 0 <= index < len(ranks) for index in (better, worse)]
+    if not all(inside):
+        raise ValueError(f"field 'margins': {entry!r} names no two of the {len(ranks)} responses, which count from 0")
+    if ranks[better] >= ranks[worse]:
+        raise ValueError(f"field 'margins': {entry!r}: response {better} is not ranked above response {worse}")
+    if not isinstance(margin, int | float) or not 0.0 <= margin < math.inf:
+        raise ValueError(f"field 'margins': {entry!r}: expected a margin of at least 0, got {margin!r}")

@@ -152,3 +152,8 @@ def status(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(text):
         yield
+
+
+def note(text: str) -> None:
+    """Say something on stderr that a person should know, such as what was left out of the data."""
+    print(text, file=sys.stderr, flush=True)

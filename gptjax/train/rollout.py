@@ -10,6 +10,7 @@ from jax.sharding import reshard
 from gptjax import dims
 from gptjax.generate.engine import SamplingConfig, generate, prompt_layout
 from gptjax.losses.returns import gae, kl_shaped_rewards, whitened
+from gptjax.train.normalise import normalised
 from gptjax.train.ppo import PpoConfig
 from gptjax.train.response import response_logp, response_values
 from gptjax.types import Model, Params, PpoBatch, PromptBatch, Rollout, ScalarModel, TrainState
@@ -50,7 +51,7 @@ def collect(
     values_BR = response_values(scalar, state.params["value"], state.frozen, rows, tokens_BR.shape[1])
     ended_B = jnp.any(mask_BR & (tokens_BR == end_id), axis=1)
     raw_B = last_score(scalar, frozen_models["reward"], state.frozen, rows)
-    scores_B = finished_scores(frozen_models["reward_gain"] * raw_B + frozen_models["reward_bias"], ended_B, config)
+    scores_B = finished_scores(normalised(raw_B, frozen_models), ended_B, config)
     rewards_BR = kl_shaped_rewards(
         scores_B, logp_old_BR, logp_ref_BR, mask_BR, kl_coefficient=state.extra["kl_coefficient"]
     )

@@ -1,5 +1,6 @@
 """Ranked responses: weak orders only, padded on the right, end tokens only where the response ended."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -8,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptjax.data.preferences import Comparison, Response, check_ranks, read_preferences, reward_batch
+from gptjax.data.preferences import (
+    Comparison,
+    Response,
+    check_ranks,
+    dense,
+    read_preferences,
+    reward_batch,
+    trimmed,
+)
 
 TOKENIZER = SimpleNamespace(
     pad_id=0,
@@ -58,6 +67,36 @@ def test_too_long_comparisons_are_dropped_and_counted():
         reward_batch(given, TOKENIZER, 6)
 
 
+def test_competition_ranks_become_dense_in_the_batch():
+    # so that a gap of ranks means the same in both ways of counting
+    assert dense([1, 2, 2, 4]) == [1, 2, 2, 3]
+    batch, _ = reward_batch([comparison("20", "21", "22", "23", ranks=[1, 2, 2, 4])], TOKENIZER, 8)
+    assert batch.ranks_BC.tolist() == [[1, 2, 2, 3]]
+
+
+def test_responses_that_were_cut_off_are_counted_and_end_in_their_last_token():
+    batch, report = reward_batch([comparison("20", "21", ended=False), comparison("30", "31")], TOKENIZER, 8)
+    assert (report.responses, report.unended) == (4, 2)
+    last = np.take_along_axis(batch.tokens_BCT, batch.lengths_BC[:, :, None] - 1, axis=2)[:, :, 0]
+    assert last.tolist() == [[20, 21], [6, 6]]
+
+
+def test_margins_belong_to_pairs():
+    plain, given = comparison("20", "21"), comparison("30", "31", "32")
+    batch, _ = reward_batch([plain, dataclasses.replace(given, margins=[(0, 2, 1.5)])], TOKENIZER, 8)
+    assert np.argwhere(batch.margins_BCC).tolist() == [[1, 0, 2]]
+    assert batch.margins_BCC[1, 0, 2] == 1.5
+    assert reward_batch([plain, given], TOKENIZER, 8)[0].margins_BCC is None
+
+
+def test_columns_without_tokens_are_cut_to_a_multiple():
+    # 7 tokens at most: 8 columns hold them; a multiple of 16 is no narrower than what there is
+    batch, _ = reward_batch([comparison("20", "21")], TOKENIZER, 13)
+    assert trimmed(batch, 4).tokens_BCT.shape == (1, 2, 8)
+    assert trimmed(batch, 16) is batch
+    np.testing.assert_array_equal(trimmed(batch, 4).tokens_BCT, batch.tokens_BCT[:, :, :8])
+
+
 @pytest.mark.parametrize(
     "ranks", [[1, 2], [1, 1], [2, 1, 2], [1, 2, 2, 3], [1, 2, 2, 4], [3, 1, 1], [1, 1, 2], [3, 3, 1, 2]]
 )
@@ -104,6 +143,10 @@ TWO = [{"content": "a"}, {"content": "b"}]
         ({"ranks": [1, 2.0]}, r"field 'ranks': expected whole numbers, got 2\.0"),
         ({"ranks": [True, 2]}, "field 'ranks': expected whole numbers, got True"),
         ({"ranks": "12"}, "field 'ranks': expected a list, got str"),
+        ({"margins": [[0, 1]]}, r"field 'margins': expected \[better, worse, margin\], got \[0, 1\]"),
+        ({"margins": [[1, 0, 1.0]]}, r"field 'margins': \[1, 0, 1\.0\]: response 1 is not ranked above response 0"),
+        ({"margins": [[0, 2, 1.0]]}, r"field 'margins': \[0, 2, 1\.0\] names no two of the 2 responses"),
+        ({"margins": [[0, 1, -1]]}, r"field 'margins': \[0, 1, -1\]: expected a margin of at least 0, got -1"),
         ({"responses": TWO[:1], "ranks": [1]}, r"field 'responses': expected 2\.\.32 candidates, got 1"),
         ({"responses": TWO * 17, "ranks": [1] * 34}, r"field 'responses': expected 2\.\.32 candidates, got 34"),
         ({"responses": ["a", "b"]}, r"responses\[0\]: expected an object, got str"),

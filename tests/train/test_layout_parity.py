@@ -15,10 +15,10 @@ from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.mesh import MeshConfig, bytes_per_device, make_mesh, put
 from gptjax.train.lm import lm_step
 from gptjax.train.ppo import PpoConfig, ppo_step
-from gptjax.train.reward import reward_step
+from gptjax.train.reward import RewardConfig, reward_step
 from gptjax.train.rollout import collect
 from gptjax.train.sft import sft_step
-from gptjax.types import LmBatch, PpoBatch, PromptBatch, RewardBatch, TrainState
+from gptjax.types import LmBatch, PpoBatch, PromptBatch, RatingBatch, RewardBatch, TrainState
 
 ONE = MeshConfig(data=1)
 MESHES = {
@@ -51,7 +51,17 @@ def reward_batch(rng, prompts=16, candidates=4, length=12):
     lengths[:, -1] *= rng.integers(0, 2, prompts, np.int32)
     ranks = np.where(lengths > 0, rng.integers(1, 4, lengths.shape), 0)
     tokens = rng.integers(0, 64, (prompts, candidates, length), np.int32)
-    return RewardBatch(tokens_BCT=tokens, lengths_BC=lengths, ranks_BC=ranks.astype(np.int32))
+    margins = rng.uniform(0, 1, (prompts, candidates, candidates)).astype(np.float32)
+    return RewardBatch(tokens_BCT=tokens, lengths_BC=lengths, ranks_BC=ranks.astype(np.int32), margins_BCC=margins)
+
+
+def rating_batch(rng):
+    ranked = reward_batch(rng)
+    ratings = rng.uniform(1, 7, ranked.ranks_BC.shape).astype(np.float32)
+    weights = np.where(ranked.ranks_BC > 1, 1.5, 0.0).astype(np.float32)
+    return RatingBatch(
+        tokens_BCT=ranked.tokens_BCT, lengths_BC=ranked.lengths_BC, ratings_BC=ratings, weights_BC=weights
+    )
 
 
 def state_of(params, tx):
@@ -80,10 +90,14 @@ def model_dropout(switches):
     return switches.get("dropout", 0.0) > 0
 
 
-def reward_task(config):
-    model = scalar_model(ModelConfig(**SIZES, dtype=config))
-    tx = optimizer(ADAMW, 10, model.roles, model.letters)
-    return tx, model.init, partial(reward_step, model=model, optimizer=tx), reward_batch, None
+def reward_task(make_batch, **options):
+    def build(config):
+        model = scalar_model(ModelConfig(**SIZES, dtype=config))
+        tx = optimizer(ADAMW, 10, model.roles, model.letters)
+        step = partial(reward_step, model=model, optimizer=tx, config=RewardConfig(**options))
+        return tx, model.init, step, make_batch, None
+
+    return build
 
 
 def ppo_task(config):
@@ -120,9 +134,14 @@ TASKS = {
     "lm llama": lm_task("lm", lm_step),
     "lm gpt": lm_task("lm", lm_step, positions="learned", norm="layer", activation="gelu", bias=True, tied=False),
     "sft dropout": lm_task("sft", sft_step, dropout=0.1),
-    "reward": reward_task,
+    "reward": reward_task(reward_batch, gap_margins=(0.1, 0.3), label_smoothing=0.1, center=0.01),
+    "reward choice": reward_task(reward_batch, objective="choice"),
+    "reward rating": reward_task(rating_batch, objective="rating"),
     "ppo": ppo_task,
 }
+
+
+SELDOM = ("reward choice", "reward rating")  # one forward pass with "reward", and its loss is a few sums
 
 
 def three_updates(task, mesh_config, dtype):
@@ -154,7 +173,9 @@ def single():
 
 
 CASES = [
-    pytest.param(task, mesh, marks=() if mesh == "fsdp 2 context 2 tensor 2" else pytest.mark.slow)
+    pytest.param(
+        task, mesh, marks=() if mesh == "fsdp 2 context 2 tensor 2" and task not in SELDOM else pytest.mark.slow
+    )
     for task in TASKS
     for mesh in MESHES
 ]

@@ -15,6 +15,7 @@ from gptjax.generate.engine import SamplingConfig
 from gptjax.run.mesh import put
 from gptjax.run.task import Setup
 from gptjax.run.tasks.upstream import sampler
+from gptjax.train.normalise import normalised
 from gptjax.train.response import response_logp
 from gptjax.train.rollout import full_rows, last_score
 from gptjax.types import Model, Params, PromptBatch, ScalarModel, TrainState
@@ -144,7 +145,7 @@ class Examination:
             for own in (params, frozen["reference"])
         )
         kl_B = jax.numpy.sum(jax.numpy.where(mask_BR, logp_BR - reference_BR, 0.0), axis=1)
-        return frozen["reward_gain"] * raw_B + frozen["reward_bias"], kl_B
+        return normalised(raw_B, frozen), kl_B
 
     def _table(self, before, after, many: int, times: int, gold_before, gold_after) -> list[dict[str, Any]]:
         rows = []

@@ -19,6 +19,7 @@ from gptjax.run.task import Setup, Task
 from gptjax.run.tasks import lm
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params
+from gptjax.train.normalise import absorbed
 from gptjax.train.ppo import PpoConfig, ppo_step
 from gptjax.train.rollout import collect
 from gptjax.train.update import initial_state
@@ -85,11 +86,8 @@ def build(config: PpoTask, setup: Setup) -> Task:
         @jax.jit
         def begin(reference, reward, norm, key):
             copy = jax.tree.map(jnp.copy, reference)  # the reference must not be the buffers that get updated
-            value = reward | {
-                "head_D": reward["head_D"] * norm["reward_gain"],
-                "bias_1": reward["bias_1"] * norm["reward_gain"] + norm["reward_bias"],
-            }
-            return state_of(copy, jax.tree.map(jnp.copy, value), jax.random.wrap_key_data(key))
+            value = jax.tree.map(jnp.copy, absorbed(reward, norm))
+            return state_of(copy, value, jax.random.wrap_key_data(key))
 
         return begin(reference, reward, norm, state.key)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 
 from gptjax.data.labeler import SimulatedLabeler
 from gptjax.data.loader import batch_at, evaluation_batches
-from gptjax.data.preferences import Comparison, read_preferences, reward_batch
+from gptjax.data.preferences import Comparison, read_preferences, reward_batch, trimmed
+from gptjax.data.prompts import prompt_batch
 from gptjax.data.python_questions import questions
+from gptjax.data.ratings import RatedResponses, rating_batch, read_ratings
 from gptjax.data.tokenizer import Tokenizer
-from gptjax.eval.ranking import length_only_accuracy, ordered_pairs, pair_accuracy, ranking_report
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import optimizer
@@ -24,10 +26,12 @@ from gptjax.run.mesh import put
 from gptjax.run.progress import status
 from gptjax.run.task import Setup, Task
 from gptjax.run.tasks.comparisons import permuted, simulated_comparisons, write_comparisons
+from gptjax.run.tasks.reward_figures import Judged, Rows, brief, data_figures, demonstrations, full, sampled_rows
 from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, sampler
-from gptjax.train.reward import candidate_scores, reward_step
+from gptjax.train.normalise import zero_mean, zero_mean_unit_std
+from gptjax.train.reward import RewardConfig, candidate_scores, reward_step
 from gptjax.train.update import initial_state
-from gptjax.types import RewardBatch, TrainState
+from gptjax.types import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +43,11 @@ class RewardTask:
     comparisons: JSON lines of {"messages", "responses": [{"content", "ended"}], "ranks"}; None: candidates sampled from
     `start_from`, ranked by the simulated labeler.  heldout_comparisons: likewise, never trained on (None with own
     comparisons: the last tenth of them).
+    With reward.objective "rating" these files hold {"messages", "responses": [{"content", "rating": 1 to 7}]} instead.
     train_prompts, heldout_prompts: how many questions are asked when comparisons are simulated.
     prompt_tokens, answer_tokens: P and R; a row has P + R tokens, longer ones are dropped and counted.
+    reward: the objective, its options, and the normalisation of the scores.
+    normalisation_prompts: training prompts that `start_from` answers once each for normalisation "reference".
     labeler: the simulated labeler.  permute_labels: shuffle the ranks of each training prompt (a control run).
     """
 
@@ -51,21 +58,35 @@ class RewardTask:
     heldout_prompts: int = 256
     prompt_tokens: int = 64
     answer_tokens: int = 48
+    reward: RewardConfig = RewardConfig()
+    normalisation_prompts: int = 256
     labeler: SimulatedLabeler = SimulatedLabeler()
     permute_labels: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reward.objective == "rating" and self.comparisons is None:
+            raise ValueError("reward.objective 'rating' needs a file of ratings: set task.comparisons")
+        if self.reward.objective == "rating" and self.permute_labels:
+            raise ValueError("task.permute_labels shuffles ranks, which reward.objective 'rating' does not read")
+        if self.normalisation_prompts < 2:
+            raise ValueError(f"task.normalisation_prompts must be at least 2, got {self.normalisation_prompts}")
 
 
 def build(config: RewardTask, setup: Setup) -> Task:
     """The task, with its comparisons read or simulated."""
     upstream = setup.stage_folder(config.start_from)
     check_model(upstream, setup.model)
+    row_tokens = config.prompt_tokens + config.answer_tokens
+    if row_tokens > setup.model.max_length:
+        raise ValueError(
+            f"task.prompt_tokens {config.prompt_tokens} + task.answer_tokens {config.answer_tokens} are above "
+            f"model.max_length {setup.model.max_length}"
+        )
     tokenizer = inherited_tokenizer(upstream, setup)
     train, heldout = comparisons(config, setup, tokenizer, upstream)
-    row_tokens = config.prompt_tokens + config.answer_tokens
     most = max(len(comparison.responses) for comparison in [*train, *heldout])
-    rows, _ = reward_batch(train, tokenizer, row_tokens, candidates=most)
-    heldout_rows, report = reward_batch(heldout, tokenizer, row_tokens, candidates=most)
-    heldout = [heldout[index] for index in report.kept]
+    rows, train, train_figures = _rendered("training", train, tokenizer, row_tokens, most, setup)
+    heldout_rows, heldout, heldout_figures = _rendered("held-out", heldout, tokenizer, row_tokens, most, setup)
     model = scalar_model(setup.model)
     tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
     place = partial(put, mesh=setup.mesh)
@@ -74,9 +95,9 @@ def build(config: RewardTask, setup: Setup) -> Task:
     def score(params, batch):
         return candidate_scores(params, {}, batch, model=model)
 
-    def scores(params, chosen: RewardBatch) -> np.ndarray:
+    def scores(params, chosen: Rows) -> np.ndarray:
         pieces = [np.asarray(score(params, place(b))) for b in evaluation_batches(chosen, setup.batch_size)]
-        return np.concatenate(pieces)[: len(chosen.ranks_BC)]
+        return np.concatenate(pieces)[: len(chosen.lengths_BC)]
 
     def start(state):
         trunk, _ = load_params(language_model(setup.model), upstream, setup.mesh)
@@ -85,39 +106,45 @@ def build(config: RewardTask, setup: Setup) -> Task:
         return fresh(params, state.key)
 
     def evaluate(state):
-        figures = ranking_report(scores(state.params, heldout_rows), heldout_rows.ranks_BC)
-        return {f"eval/{name}": figures[name] for name in ("accuracy", "nll", "brier", "ece")}
+        found = brief(scores(state.params, heldout_rows), heldout_rows, heldout)
+        return {f"eval/{name}": value for name, value in found.items()}
+
+    def normalisation(params) -> tuple[float, float]:
+        if config.reward.normalisation == "reference":
+            sampled = _reference_samples(config, setup, tokenizer, upstream, train)
+            return zero_mean_unit_std(scores(params, sampled))
+        return zero_mean(scores(params, rows)[demonstrations(rows, train)])
 
     def finish(state):
-        heldout_BC = scores(state.params, heldout_rows)
-        found = ranking_report(heldout_BC, heldout_rows.ranks_BC)
-        found |= _against_bayes(heldout_BC, heldout_rows, heldout, rows, tokenizer)
-        bias = -float(np.mean(_demonstration_scores(scores(state.params, rows), rows, train, tokenizer, row_tokens)))
-        extra = state.extra | {"reward_bias": jnp.full_like(state.extra["reward_bias"], bias)}
-        return dataclasses.replace(state, extra=extra), found | {"reward_bias": bias}
+        found = full(scores(state.params, heldout_rows), heldout_rows, heldout, rows, train)
+        norm = dict(zip(("reward_gain", "reward_bias"), normalisation(state.params), strict=True))
+        extra = {name: jnp.full_like(state.extra[name], value) for name, value in norm.items()}
+        data = {"training_data": train_figures, "heldout_data": heldout_figures}
+        return dataclasses.replace(state, extra=state.extra | extra), found | norm | data
 
     return Task(
         init=lambda key: _state(model.init(key), tx, jax.random.fold_in(key, 1)),
         start=start,
         data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed),
-        step=partial(reward_step, model=model, optimizer=tx),
+        step=partial(reward_step, model=model, optimizer=tx, config=config.reward),
         evaluate=evaluate,
         finish=finish,
         tokens="reward/tokens",
-        loss="reward/loss_nats",
-        flops_per_token=setup.model.train_flops_per_token(row_tokens),
+        loss="reward/loss",
+        flops_per_token=setup.model.train_flops_per_token(rows.tokens_BCT.shape[2]),
         data_fingerprint=_fingerprint(rows),
     )
 
 
 def comparisons(
     config: RewardTask, setup: Setup, tokenizer: Tokenizer, upstream: Path
-) -> tuple[list[Comparison], list[Comparison]]:
+) -> tuple[list[Judged], list[Judged]]:
     """(training, held-out) comparisons: the user's own, or simulated once and kept in the stage's folder."""
     if config.comparisons is not None:
-        train = list(read_preferences(config.comparisons))
+        read = read_ratings if config.reward.objective == "rating" else read_preferences
+        train = list[Judged](read(config.comparisons))
         if config.heldout_comparisons is not None:
-            return train, list(read_preferences(config.heldout_comparisons))
+            return train, list[Judged](read(config.heldout_comparisons))
         cut = len(train) - max(1, len(train) // 10)
         if cut < 1:
             raise ValueError(f"{config.comparisons}: {len(train)} comparisons are too few to hold some out; give more")
@@ -126,7 +153,38 @@ def comparisons(
     if not all(path.exists() for path in paths.values()):
         _simulate(config, setup, tokenizer, upstream, paths)
     train, heldout = (list(read_preferences(path)) for path in paths.values())
-    return (permuted(train, setup.seed) if config.permute_labels else train), heldout
+    return list[Judged](permuted(train, setup.seed) if config.permute_labels else train), list[Judged](heldout)
+
+
+def _rendered(
+    split: str, given: list[Judged], tokenizer: Tokenizer, row_tokens: int, candidates: int, setup: Setup
+) -> tuple[Rows, list[Judged], dict[str, int]]:
+    """(rows, what they render, what became of the split); columns that no candidate reaches are cut off."""
+    multiple = math.lcm(8, setup.mesh.shape["context"])
+    ranked = [judged for judged in given if isinstance(judged, Comparison)]
+    rated = [judged for judged in given if isinstance(judged, RatedResponses)]
+    rows: Rows
+    if rated:
+        rows, report = rating_batch(rated, tokenizer, row_tokens, candidates=candidates)
+        rows = trimmed(rows, multiple)
+    else:
+        rows, report = reward_batch(ranked, tokenizer, row_tokens, candidates=candidates)
+        rows = trimmed(rows, multiple)
+    kept = [given[index] for index in report.kept]
+    return rows, kept, data_figures(split, rows, kept, report)
+
+
+def _reference_samples(
+    config: RewardTask, setup: Setup, tokenizer: Tokenizer, upstream: Path, train: list[Judged]
+) -> Rows:
+    """Answers of the policy that training started from to some of the training prompts."""
+    asked = [judged.messages for judged in train][: config.normalisation_prompts]
+    prompts, _ = prompt_batch(asked, tokenizer, config.prompt_tokens)
+    policy = language_model(setup.model)
+    params, _ = load_params(policy, upstream, setup.mesh)
+    draw = sampler(policy, setup, tokenizer, SamplingConfig(max_new_tokens=config.answer_tokens))
+    answers = draw(params, prompts, jax.random.key(setup.seed), setup.batch_size)
+    return sampled_rows(prompts, answers, math.lcm(8, setup.mesh.shape["context"]))
 
 
 def _simulate(config: RewardTask, setup: Setup, tokenizer: Tokenizer, upstream: Path, paths: dict[str, Path]) -> None:
@@ -154,48 +212,9 @@ def _state(params: Any, tx: Any, key: jax.Array) -> TrainState:
     return initial_state(params, tx, key, reward_gain=jnp.ones(()), reward_bias=jnp.zeros(()))
 
 
-def _against_bayes(
-    scores_BC: np.ndarray, rows: RewardBatch, heldout: list[Comparison], train_rows: RewardBatch, tokenizer: Tokenizer
-) -> dict[str, float]:
-    """Accuracy over pairs that the model wrote itself, beside the best possible and that of length alone."""
-    shape = rows.ranks_BC.shape
-    sampled_BC, gold_BC = np.zeros(shape, bool), np.zeros(shape)
-    for row, comparison in enumerate(heldout):
-        for column, response in enumerate(comparison.responses):
-            sampled_BC[row, column] = response.extra.get("source") == "sampled"
-            gold_BC[row, column] = response.extra.get("gold", 0.0)
-    lengths = (train_rows.lengths_BC, train_rows.ranks_BC, rows.lengths_BC)
-    everything = ordered_pairs(rows.ranks_BC)
-    present = rows.ranks_BC > 0
-    found = {
-        "length_correlation": float(np.corrcoef(scores_BC[present], rows.lengths_BC[present])[0, 1]),
-        "length_only_accuracy": length_only_accuracy(*lengths, everything),
-    }
-    pairs = ordered_pairs(rows.ranks_BC, sampled_BC)
-    if len(pairs):
-        found |= {
-            "sampled_pairs": len(pairs),
-            "sampled_pair_accuracy": pair_accuracy(scores_BC, pairs),
-            "sampled_pair_bayes_accuracy": pair_accuracy(gold_BC, pairs),
-            "length_only_accuracy": length_only_accuracy(*lengths, pairs),
-        }
-    return found
-
-
-def _demonstration_scores(
-    scores_BC: np.ndarray, rows: RewardBatch, train: list[Comparison], tokenizer: Tokenizer, row_tokens: int
-) -> np.ndarray:
-    """Scores of the true answers among the candidates, or of the best-ranked ones where there are none."""
-    _, report = reward_batch(train, tokenizer, row_tokens)
-    shown = np.zeros(rows.ranks_BC.shape, bool)
-    for row, index in enumerate(report.kept):
-        for column, response in enumerate(train[index].responses):
-            shown[row, column] = response.extra.get("source") == "reference"
-    return scores_BC[shown] if shown.any() else scores_BC[rows.ranks_BC == 1]
-
-
-def _fingerprint(rows: RewardBatch) -> str:
+def _fingerprint(rows: Rows) -> str:
     digest = hashlib.sha256()
     for values in vars(rows).values():
-        digest.update(np.ascontiguousarray(values).tobytes())
+        if values is not None:
+            digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]
