@@ -13,12 +13,15 @@ from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.mesh import MeshConfig, make_mesh, put
+from gptjax.train.dpo import DpoConfig, dpo_step
+from gptjax.train.group_rollout import collect_groups
+from gptjax.train.grpo import GrpoConfig, GrpoLoss, RlooLoss, grpo_step
 from gptjax.train.lm import lm_step
 from gptjax.train.ppo import PpoConfig, ppo_step
 from gptjax.train.reward import reward_step
 from gptjax.train.rollout import collect
 from gptjax.train.sft import sft_step
-from gptjax.types import LmBatch, PpoBatch, PromptBatch, RewardBatch, TrainState
+from gptjax.types import LmBatch, PpoBatch, PreferenceBatch, PromptBatch, RewardBatch, TrainState
 
 ONE = MeshConfig(data=1)
 MESHES = {
@@ -116,7 +119,54 @@ def ppo_task(config):
     return tx, init, step, batch, gather
 
 
+def dpo_task(config):
+    model = language_model(ModelConfig(**SIZES, dtype=config))
+    tx = optimizer(ADAMW, 10, model.roles, model.letters)
+
+    def batch(rng):
+        lengths = rng.integers(6, 13, (16, 2), np.int32)
+        tokens = rng.integers(0, 64, (16, 2, 13), np.int32)
+        return PreferenceBatch(
+            tokens_BCT=tokens[:, :, :-1],
+            targets_BCT=tokens[:, :, 1:],
+            lengths_BC=lengths * rng.integers(0, 2, (16, 1), np.int32),
+            prompt_lengths_B=rng.integers(2, 6, 16, np.int32),
+            logp_ref_BC=rng.normal(-30, 1, (16, 2)),
+        )
+
+    return tx, model.init, partial(dpo_step, model=model, optimizer=tx, config=DpoConfig(loss_chunks=3)), batch, None
+
+
+def grpo_task(loss):
+    settings = GrpoConfig(
+        prompts=16, group_size=3, minibatches=2, epochs=2, response_tokens=8, kl_coefficient=0.1, loss=loss
+    )
+
+    def build(config):
+        sizes = ModelConfig(**SIZES, dtype=config)
+        policy, scalar = language_model(sizes), scalar_model(sizes)
+        tx = optimizer(ADAMW, 10, policy.roles, policy.letters)
+
+        def batch(rng):
+            lengths = rng.integers(1, 9, 16).astype(np.int32)
+            return PromptBatch(tokens_BP=rng.integers(0, 64, (16, 8), np.int32), lengths_B=lengths)
+
+        def gather(state, prompts):
+            frozen = {"reference": policy.init(jax.random.key(5)), "reward": scalar.init(jax.random.key(3))}
+            frozen |= {"reward_gain": jnp.asarray(1.5), "reward_bias": jnp.asarray(-0.1)}
+            key = jax.random.key(11)
+            return collect_groups(state, frozen, prompts, key, policy=policy, scalar=scalar, config=settings, end_id=3)
+
+        step = partial(grpo_step, policy=policy, optimizer=tx, config=settings)
+        return tx, policy.init, step, batch, gather
+
+    return build
+
+
 TASKS = {
+    "dpo": dpo_task,
+    "grpo": grpo_task(GrpoLoss(aggregation="sequence", kl="k3_times_ratio")),
+    "rloo": grpo_task(RlooLoss()),
     "lm llama": lm_task("lm", lm_step),
     "lm gpt": lm_task("lm", lm_step, positions="learned", norm="layer", activation="gelu", bias=True, tied=False),
     "sft dropout": lm_task("sft", sft_step, dropout=0.1),
