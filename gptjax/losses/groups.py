@@ -118,8 +118,13 @@ def kl_token_loss(
     a token does to the KL of the tokens after it, which k1 in the reward does not. k1 as a loss is not offered: its
     gradient does not contain the reference.
 
+    Raises:
+        ValueError: `kind` is neither.
+
     Source: Shao et al. 2024, arXiv:2402.03300, equation 4; on the gradients: arXiv:2510.01555.
     """
+    if kind not in ("k3_times_ratio", "k3_biased"):
+        raise ValueError(f"kind must be k3_times_ratio or k3_biased, got {kind!r}")
     k3_BR = kl_estimates(logp_BR, logp_ref_BR, mask_BR)[2]
     if kind == "k3_biased":
         return k3_BR

@@ -94,10 +94,6 @@ class GrpoConfig:
             if getattr(self, field) < 1:
                 raise ValueError(f"grpo.{field} must be at least 1, got {getattr(self, field)}")
         if self.group_size < 2:
-            raise ValueError(
-                f"grpo.group_size must be at least 2 (an answer is judged by the others), got {self.group_size}"
-            )
-        if self.group_size < 2:
             raise ValueError(f"grpo.group_size must be at least 2: answers are compared, got {self.group_size}")
         if self.prompts % self.minibatches:
             raise ValueError(f"grpo.minibatches {self.minibatches} do not divide grpo.prompts {self.prompts}")
