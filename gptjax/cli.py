@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     report = run(recipe, args.workdir or Path("runs") / recipe.name)
     print(f"report: {report}")
-    if {"sft", "ppo"} & set(recipe.stages):
+    if {"sft", "ppo", "dpo", "grpo", "rejection"} & set(recipe.stages):
         print(f"talk to it: gptjax chat {report.parent}")
 
 

@@ -86,6 +86,24 @@ class RatingBatch:
 
 @_pytree
 @dataclass(frozen=True, kw_only=True)
+class PreferenceBatch:
+    """Pairs (C = 2) of responses to one prompt, the chosen one first, with what the reference thinks of them.
+
+    tokens_BCT: i32, prompt + response (end-of-turn included if it was emitted), padded on the right.
+    targets_BCT: i32, the token after each one, shifted on the host.
+    lengths_BC: i32, real tokens; 0 = filler, counted nowhere.  prompt_lengths_B: i32, tokens before the response.
+    logp_ref_BC: f32, log-probability of each response under the reference (nats); it travels with its pair.
+    """
+
+    tokens_BCT: Any
+    targets_BCT: Any
+    lengths_BC: Any
+    prompt_lengths_B: Any
+    logp_ref_BC: Any
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
 class PromptBatch:
     """Prompts to answer, padded on the left so that every response begins in the same column.
 
@@ -132,6 +150,32 @@ class Rollout:
     scores_B: Any
     ended_B: Any
     pretrain: LmBatch | None = None
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
+class GroupRollout:
+    """C responses to each of B prompts, a group along C; a minibatch is cut along B, so that no group is broken.
+
+    tokens_BCT, segments_BCT, positions_BCT: i32[B, C, P + R], left-padded prompt, then the response.
+    mask_BCR: bool, true up to and including the end-of-turn token.
+    logp_old_BCR, logp_ref_BCR: f32 (nats), under the policy that sampled and under the reference.
+    scores_BC: f32, reward-model score after normalisation and the truncation rule.  rewards_BC: f32, what the
+    advantages are made of: the score, less the KL if that is in the reward.
+    advantages_BC: f32.  counted_BC: bool, samples that enter the loss.  ended_BC: bool.
+    """
+
+    tokens_BCT: Any
+    segments_BCT: Any
+    positions_BCT: Any
+    mask_BCR: Any
+    logp_old_BCR: Any
+    logp_ref_BCR: Any
+    scores_BC: Any
+    rewards_BC: Any
+    advantages_BC: Any
+    counted_BC: Any
+    ended_BC: Any
 
 
 @_pytree

@@ -19,6 +19,7 @@ ALLOWED = {
     "generate": {"nn"},
     "train": {"losses"},
     "train/rollout.py": {"losses", "nn", "generate"},
+    "train/group_rollout.py": {"losses", "generate"},
     "eval": {"losses", "generate", "data"},
     "run": EVERYTHING - {"serve", "cli"},
     "serve": EVERYTHING - {"cli"},

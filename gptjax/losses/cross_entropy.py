@@ -115,3 +115,44 @@ def token_logp(unembed: Callable[[jax.Array], jax.Array], h_BTD: jax.Array, targ
     nll_BT, log_z_BT = token_nll(logits_BTV, targets_BT)
     p_BTV = jnp.exp(logits_BTV - log_z_BT[:, :, None])
     return -nll_BT, log_z_BT - jnp.sum(p_BTV * logits_BTV, axis=-1)
+
+
+def row_logp(
+    unembed: Callable[[jax.Array], jax.Array],
+    h_BTD: jax.Array,
+    targets_BT: jax.Array,
+    mask_BT: jax.Array,
+    *,
+    chunks: int = 1,
+) -> jax.Array:
+    """f32[B], log-probability of all masked targets of each row together (nats), in `chunks` pieces along T.
+
+    Args:
+        unembed: h_BTD -> f32 logits_BTV.
+        h_BTD: float[B, T, D].
+        targets_BT: i32[B, T].
+        mask_BT: bool[B, T]; where it is false nothing of the position enters, NaN included.
+        chunks: as in `chunked_nll`.
+
+    Raises:
+        ValueError: T is not a multiple of `chunks`.
+    """
+    if h_BTD.shape[1] % chunks:
+        raise ValueError(f"{chunks} loss chunks do not divide a row of {h_BTD.shape[1]} positions")
+
+    def logp_of(h_BTD, targets_BT, mask_BT):
+        nll_BT, _ = token_nll(unembed(h_BTD), targets_BT)
+        return -jnp.sum(jnp.where(mask_BT, nll_BT, 0.0), axis=1)
+
+    if chunks == 1:
+        return logp_of(h_BTD, targets_BT, mask_BT)
+
+    def piece(x, number):
+        split = x.reshape(x.shape[0], x.shape[1] // chunks, chunks, *x.shape[2:])
+        return jax.lax.dynamic_index_in_dim(split, number, 2, keepdims=False)
+
+    @jax.checkpoint
+    def logp_of_piece(number):
+        return logp_of(*(piece(x, number) for x in (h_BTD, targets_BT, mask_BT)))
+
+    return jnp.sum(jax.lax.map(logp_of_piece, jnp.arange(chunks)), axis=0)

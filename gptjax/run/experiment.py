@@ -9,13 +9,24 @@ from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.mesh import MeshConfig, batch_rows
 from gptjax.run.task import Setup, Task
-from gptjax.run.tasks import lm, ppo, reward, sft
+from gptjax.run.tasks import dpo, grpo, lm, ppo, rejection, reward, sft
+from gptjax.run.tasks.dpo import DpoTask
+from gptjax.run.tasks.grpo import GrpoTask
 from gptjax.run.tasks.lm import LmTask
 from gptjax.run.tasks.ppo import PpoTask
+from gptjax.run.tasks.rejection import RejectionTask
 from gptjax.run.tasks.reward import RewardTask
 from gptjax.run.tasks.sft import SftTask
 
-_BUILDERS: dict[type, ModuleType] = {LmTask: lm, SftTask: sft, RewardTask: reward, PpoTask: ppo}
+_BUILDERS: dict[type, ModuleType] = {
+    LmTask: lm,
+    SftTask: sft,
+    RewardTask: reward,
+    PpoTask: ppo,
+    DpoTask: dpo,
+    GrpoTask: grpo,
+    RejectionTask: rejection,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +34,13 @@ class Experiment:
     """One training run.
 
     task: objective and data.  model, optimizer, mesh: see their classes.
-    steps: updates in all.  batch_size: rows (pre-training, fine-tuning) or prompts (reward, PPO) of a batch.
+    steps: updates in all.  batch_size: rows (pre-training, fine-tuning), prompts (reward, PPO, GRPO) or pairs (DPO) of
+    a batch.
     seed: of everything random.  evaluate_every: steps between held-out evaluations (None: at the end only).
-    save_every: steps between checkpoints (with PPO, rounded up to whole rollouts).  keep: newest checkpoints kept.
+    save_every: steps between checkpoints (PPO, GRPO: rounded up to whole rollouts).  keep: newest checkpoints kept.
     """
 
-    task: LmTask | SftTask | RewardTask | PpoTask
+    task: LmTask | SftTask | RewardTask | PpoTask | DpoTask | GrpoTask | RejectionTask
     model: ModelConfig
     optimizer: OptimizerConfig
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -62,7 +74,7 @@ class Recipe:
 
 
 def task_kind(experiment: Experiment) -> str:
-    """lm, sft, reward or ppo."""
+    """lm, sft, reward, ppo, dpo, grpo or rejection."""
     return _BUILDERS[type(experiment.task)].__name__.rpartition(".")[2]
 
 
@@ -84,16 +96,20 @@ def check_layout(experiment: Experiment, mesh: Mesh) -> None:
         ("model.vocab_size", sizes["V"], "tensor", mesh.shape["tensor"]),
     ]
     context = mesh.shape["context"]
-    if isinstance(task, LmTask | SftTask):
+    if isinstance(task, LmTask | SftTask | RejectionTask):
         spread.append(("task.row_tokens", task.row_tokens, "context", context))
-    if isinstance(task, SftTask | RewardTask | PpoTask):
+    if not isinstance(task, LmTask):
         spread.append(("task.prompt_tokens", task.prompt_tokens, "context", context))
-    if isinstance(task, RewardTask):
+    if isinstance(task, RewardTask | DpoTask | RejectionTask):
         spread.append(("task.answer_tokens", task.answer_tokens, "context", context))
     if isinstance(task, PpoTask):
         spread.append(("task.ppo.response_tokens", task.ppo.response_tokens, "context", context))
         minibatch = task.ppo.prompts // task.ppo.minibatches
         spread.append(("task.ppo.prompts / task.ppo.minibatches", minibatch, "data x fsdp x expert", rows))
+    if isinstance(task, GrpoTask):
+        spread.append(("task.grpo.response_tokens", task.grpo.response_tokens, "context", context))
+        minibatch = task.grpo.prompts // task.grpo.minibatches
+        spread.append(("task.grpo.prompts / task.grpo.minibatches", minibatch, "data x fsdp x expert", rows))
     for name, size, axis, pieces in spread:
         if size % pieces:
             raise ValueError(f"{name} {size} is not a multiple of the mesh's {axis} {pieces}: change one of them")

@@ -12,13 +12,38 @@ from gptjax.run.progress import duration
 from gptjax.run.report_charts import Picture
 from gptjax.run.series import number
 
-_TITLES = {"lm": "Language model", "sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "PPO"}
+_TITLES = {
+    "lm": "Language model",
+    "sft": "Supervised fine-tuning",
+    "reward": "Reward model",
+    "ppo": "PPO",
+    "dpo": "DPO",
+    "grpo": "GRPO",
+    "rejection": "Rejection sampling",
+}
 _DETAILS = {
     "reward": {
         "nll": "negative log-likelihood {:.3g} nats per pair",
         "brier": "Brier score {:.3g}",
         "ece": "expected calibration error {:.3g}",
         "length_correlation": "correlation of score with length {:+.2f}",
+    },
+    "dpo": {
+        "accuracy": "held-out pairs: {:.1%} ordered correctly",
+        "margin": "margin {:.3g}",
+        "kl_nats": "KL from the SFT model {:.3g} nats per answer",
+        "gold_gain": "gold reward {:+.3g} from SFT",
+    },
+    "grpo": {
+        "proxy_sft": "proxy reward {:.3g} before",
+        "proxy_grpo": "{:.3g} after",
+        "kl_nats": "KL from the SFT model {:.3g} nats per answer",
+        "gold_gain": "gold reward {:+.3g} from SFT",
+    },
+    "rejection": {
+        "proxy_samples": "proxy reward of all samples {:.3g}",
+        "proxy_winners": "of the winners {:.3g}",
+        "end_rate": "{:.1%} of answers end on their own after fine-tuning",
     },
     "ppo": {
         "proxy_sft": "proxy reward {:.3g} before PPO",
@@ -191,6 +216,9 @@ def _headline(stage: Stage) -> str:
         "sft": ("nats_per_token", "{:.3g} nats per token"),
         "reward": ("accuracy", "{:.1%} ordered correctly"),
         "ppo": ("gold_gain", "{:+.3g} gold reward"),
+        "dpo": ("accuracy", "{:.1%} ordered correctly"),
+        "grpo": ("gold_gain", "{:+.3g} gold reward"),
+        "rejection": ("nats_per_token", "{:.3g} nats per token"),
     }.get(stage.task, ("", ""))
     value = number(stage.evaluation.get(key))
     if value is not None:
@@ -226,7 +254,7 @@ def _pictures(stage: Stage) -> list[Picture | None]:
             charts.curve(rows, "lm/nats_per_token", "loss", "nats per token"),
             charts.bits_per_byte(rows, evaluation),
         ]
-    elif stage.task == "sft":
+    elif stage.task in ("sft", "rejection"):
         drawn = [charts.curve(rows, "sft/nats_per_token", "loss", "nats per token", held_out="eval/nats_per_token")]
     elif stage.task == "reward":
         drawn = [
@@ -234,6 +262,19 @@ def _pictures(stage: Stage) -> list[Picture | None]:
             charts.curve(rows, "reward/accuracy", "accuracy", "", held_out="eval/accuracy"),
             charts.accuracy_bars(evaluation),
             charts.reliability(evaluation),
+        ]
+    elif stage.task == "dpo":
+        drawn = [
+            charts.curve(rows, "dpo/loss", "loss", "nats per pair", held_out="eval/loss"),
+            charts.curve(rows, "dpo/accuracy", "accuracy", "", held_out="eval/accuracy"),
+            charts.curve(rows, "dpo/margin", "margin", "nats times beta", held_out="eval/margin"),
+            charts.curve(rows, "dpo/logp_chosen_nats", "log-probability of the chosen", "nats"),
+        ]
+    elif stage.task == "grpo":
+        drawn = [
+            charts.curve(rows, "grpo/score", "proxy reward", "reward units", held_out="eval/proxy_score"),
+            charts.curve(rows, "grpo/kl_nats_per_sequence", "KL", "nats per answer", held_out="eval/kl_nats"),
+            charts.curve(rows, "grpo/constant_group_fraction", "share of groups without a difference", ""),
         ]
     else:
         drawn = [charts.rewards_and_kl(rows, evaluation), charts.frontier(rows, evaluation)]

@@ -3,15 +3,18 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptjax.config import to_text
-from gptjax.run.experiment import Recipe
+
+if TYPE_CHECKING:  # experiments import tasks, and tasks write files
+    from gptjax.run.experiment import Recipe
 
 # what may change between an interrupted run and the call that goes on with it: the losses stay the same
 _MAY_CHANGE = ("mesh.", "save_every", "keep")
 
 
-def claim(recipe: Recipe, workdir: Path, environment: dict[str, str]) -> None:
+def claim(recipe: "Recipe", workdir: Path, environment: dict[str, str]) -> None:
     """Write what a run is into its folder, or see that the folder holds this very run.
 
     Raises:
@@ -37,7 +40,7 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _check_same(recipe: Recipe, workdir: Path) -> None:
+def _check_same(recipe: "Recipe", workdir: Path) -> None:
     theirs = json.loads((workdir / "recipe.json").read_text(encoding="utf-8"))
     if theirs["stages"] != list(recipe.stages):
         raise ValueError(

@@ -15,12 +15,12 @@ from gptjax.run.start import start_jax
 from gptjax.run.tasks.upstream import load_params
 from gptjax.types import Model, Params
 
-_TALKS = ("lm", "sft", "ppo")
+_TALKS = ("lm", "sft", "ppo", "dpo", "grpo", "rejection")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """stage: of the run.  task: lm, sft or ppo.  params lie on `mesh`, which is one device."""
+    """stage: of the run.  task: one of those that talk.  params lie on `mesh`, which is one device."""
 
     model: Model
     params: Params

@@ -6,19 +6,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from gptjax.losses import cross_entropy, policy, preference, returns
 from gptjax.train.ppo import PpoConfig
 from gptjax.train.rollout import finished_scores
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]
-
-
-@pytest.fixture(params=["float32", "float64"])
-def dtype(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
 
 
 def close(actual, expected, dtype):

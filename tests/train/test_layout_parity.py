@@ -13,12 +13,24 @@ from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.mesh import MeshConfig, bytes_per_device, make_mesh, put
+from gptjax.train.dpo import DpoConfig, dpo_step
+from gptjax.train.group_rollout import collect_groups
+from gptjax.train.grpo import GrpoConfig, GrpoLoss, RlooLoss, grpo_step
 from gptjax.train.lm import lm_step
 from gptjax.train.ppo import PpoConfig, ppo_step
 from gptjax.train.reward import RewardConfig, reward_step
 from gptjax.train.rollout import collect
 from gptjax.train.sft import sft_step
-from gptjax.types import LmBatch, PpoBatch, PromptBatch, RatingBatch, RewardBatch, TrainState
+from gptjax.types import (
+    GroupRollout,
+    LmBatch,
+    PpoBatch,
+    PreferenceBatch,
+    PromptBatch,
+    RatingBatch,
+    RewardBatch,
+    TrainState,
+)
 
 ONE = MeshConfig(data=1)
 MESHES = {
@@ -130,7 +142,76 @@ def ppo_task(config):
     return tx, init, step, batch, gather
 
 
+def dpo_task(config):
+    model = language_model(ModelConfig(**SIZES, dtype=config))
+    tx = optimizer(ADAMW, 10, model.roles, model.letters)
+
+    def batch(rng):
+        lengths = rng.integers(6, 13, (16, 2), np.int32)
+        tokens = rng.integers(0, 64, (16, 2, 13), np.int32)
+        return PreferenceBatch(
+            tokens_BCT=tokens[:, :, :-1],
+            targets_BCT=tokens[:, :, 1:],
+            lengths_BC=lengths * rng.integers(0, 2, (16, 1), np.int32),
+            prompt_lengths_B=rng.integers(2, 6, 16, np.int32),
+            logp_ref_BC=rng.normal(-30, 1, (16, 2)),
+        )
+
+    return tx, model.init, partial(dpo_step, model=model, optimizer=tx, config=DpoConfig(loss_chunks=3)), batch, None
+
+
+def group_rollout(rng, prompts=16, group=3, length=16, responses=8):
+    """What a rollout might have been: random answers, log-probabilities and advantages."""
+    start, end = rng.integers(0, 8, (prompts, 1, 1)), 9 + rng.integers(0, 8, (prompts, group, 1))
+    real_BCT = (np.arange(length) >= start) & (np.arange(length) < end)
+    logp_old, logp_ref = rng.normal(-4, 0.3, (2, prompts, group, responses))
+    scores, advantages = rng.normal(size=(2, prompts, group))
+    return GroupRollout(
+        tokens_BCT=rng.integers(0, 64, (prompts, group, length), np.int32),
+        segments_BCT=real_BCT.astype(np.int32),
+        positions_BCT=np.maximum(np.cumsum(real_BCT, axis=2) - 1, 0).astype(np.int32),
+        mask_BCR=real_BCT[:, :, -responses:],
+        logp_old_BCR=logp_old,
+        logp_ref_BCR=logp_ref,
+        scores_BC=scores,
+        rewards_BC=scores,
+        advantages_BC=advantages,
+        counted_BC=rng.random((prompts, group)) < 0.8,
+        ended_BC=rng.random((prompts, group)) < 0.5,
+    )
+
+
+def grpo_task(loss, *, sampled=False):
+    """Three updates on a given rollout, or on a sampled one."""
+    settings = GrpoConfig(
+        prompts=16, group_size=3, minibatches=2, epochs=2, response_tokens=8, kl_coefficient=0.1, loss=loss
+    )
+
+    def build(config):
+        sizes = ModelConfig(**SIZES, dtype=config)
+        policy, scalar = language_model(sizes), scalar_model(sizes)
+        tx = optimizer(ADAMW, 10, policy.roles, policy.letters)
+        step = partial(grpo_step, policy=policy, optimizer=tx, config=settings)
+
+        def prompts(rng):
+            lengths = rng.integers(1, 9, 16).astype(np.int32)
+            return PromptBatch(tokens_BP=rng.integers(0, 64, (16, 8), np.int32), lengths_B=lengths)
+
+        def gather(state, batch):
+            frozen = {"reference": policy.init(jax.random.key(5)), "reward": scalar.init(jax.random.key(3))}
+            frozen |= {"reward_gain": jnp.asarray(1.5), "reward_bias": jnp.asarray(-0.1)}
+            key = jax.random.key(11)
+            return collect_groups(state, frozen, batch, key, policy=policy, scalar=scalar, config=settings, end_id=3)
+
+        return tx, policy.init, step, prompts if sampled else group_rollout, gather if sampled else None
+
+    return build
+
+
 TASKS = {
+    "dpo": dpo_task,
+    "grpo": grpo_task(GrpoLoss(aggregation="sequence", kl="k3_times_ratio")),
+    "rloo sampled": grpo_task(RlooLoss(), sampled=True),
     "lm llama": lm_task("lm", lm_step),
     "lm gpt": lm_task("lm", lm_step, positions="learned", norm="layer", activation="gelu", bias=True, tied=False),
     "sft dropout": lm_task("sft", sft_step, dropout=0.1),
@@ -141,7 +222,11 @@ TASKS = {
 }
 
 
-SELDOM = ("reward choice", "reward rating")  # one forward pass with "reward", and its loss is a few sums
+SELDOM = (
+    "reward choice",
+    "reward rating",
+    "rloo sampled",
+)  # the forward passes of "reward" and "rloo", another sum at their end
 
 
 def three_updates(task, mesh_config, dtype):

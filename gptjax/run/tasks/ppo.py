@@ -11,12 +11,13 @@ import optax
 
 from gptjax.data.labeler import SimulatedLabeler
 from gptjax.data.loader import batch_at
-from gptjax.data.prompts import prompt_batch, read_prompts
-from gptjax.data.python_questions import questions
+from gptjax.data.prompts import prompt_batch
+from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.task import Setup, Task
 from gptjax.run.tasks import lm
+from gptjax.run.tasks.asked import asked_prompts
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params
 from gptjax.train.normalise import absorbed
@@ -70,7 +71,7 @@ def build(config: PpoTask, setup: Setup) -> Task:
     reward, norm = load_params(scalar, reward_folder, setup.mesh, ("reward_gain", "reward_bias"))
     frozen_models = {"reference": reference, "reward": reward} | norm
     tx = _optimizers(config, setup, {"policy": policy, "value": scalar})
-    train, heldout = _prompts(config)
+    train, heldout = asked_prompts(config.prompts)
     prompts, _ = prompt_batch([messages for messages, _ in train], tokenizer, config.prompt_tokens)
     pretrain = _pretrain_rows(config, tokenizer)
     key = jax.random.key(setup.seed)
@@ -96,7 +97,8 @@ def build(config: PpoTask, setup: Setup) -> Task:
         rows = None if pretrain is None else batch_at(pretrain, position, config.ppo.prompts, setup.seed + 1)
         return PpoBatch(prompts=batch, pretrain=rows)
 
-    examination = Examination(config, setup, tokenizer, policy, scalar, frozen_models, heldout)
+    sampling = SamplingConfig(max_new_tokens=config.ppo.response_tokens, temperature=config.ppo.temperature)
+    examination = Examination(config, setup, tokenizer, policy, scalar, frozen_models, heldout, sampling, name="ppo")
     return Task(
         init=init,
         start=start,
@@ -105,8 +107,11 @@ def build(config: PpoTask, setup: Setup) -> Task:
         frozen_models=frozen_models,
         step=partial(ppo_step, policy=policy, scalar=scalar, optimizer=tx, config=config.ppo),
         updates_per_batch=config.ppo.updates,
-        evaluate=lambda state: examination.brief(state, key),
-        finish=lambda state: (state, examination.full(state, key)),
+        evaluate=lambda state: examination.brief(state.params["policy"], key),
+        finish=lambda state: (
+            state,
+            examination.full(state.params["policy"], key) | {"kl_target_nats": config.ppo.kl_target},
+        ),
         tokens="ppo/tokens",
         loss="ppo/score",
         data_fingerprint=f"{prompts.tokens_BP.shape[0]}-{tokenizer.fingerprint[:16]}",
@@ -122,17 +127,6 @@ def _optimizers(config: PpoTask, setup: Setup, models: dict[str, Any]) -> optax.
         {name: optimizer(chosen, setup.steps, roles, letters) for name, chosen in own.items()},
         {name: jax.tree.map(lambda _, name=name: name, tree) for name, tree in roles.items()},
     )
-
-
-def _prompts(config: PpoTask) -> tuple[list[Any], list[Any]]:
-    """(training, held-out) lists of (messages, question or None)."""
-    if config.prompts is None:
-        return tuple([(question.messages, question) for question in questions(split)] for split in ("train", "heldout"))  # type: ignore[arg-type, return-value]
-    everything = [(messages, None) for messages in read_prompts(config.prompts)]
-    cut = len(everything) - max(2, len(everything) // 10)
-    if cut < 1:
-        raise ValueError(f"{config.prompts}: {len(everything)} prompts are too few to hold some out; give at least 3")
-    return everything[:cut], everything[cut:]
 
 
 def _pretrain_rows(config: PpoTask, tokenizer: Any) -> Any:

@@ -1,0 +1,182 @@
+"""DPO: ranked answers -> a policy that prefers the better ones, without a reward model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax.data.labeler import SimulatedLabeler
+from gptjax.data.loader import batch_at, evaluation_batches
+from gptjax.data.pairs import Pairs, pair_ids, preference_batch, with_reference
+from gptjax.data.preferences import Comparison, read_preferences
+from gptjax.generate.engine import SamplingConfig
+from gptjax.model.pure import language_model, scalar_model
+from gptjax.optim.optimizer import optimizer
+from gptjax.run.mesh import put
+from gptjax.run.progress import status
+from gptjax.run.task import Setup, Task
+from gptjax.run.tasks.asked import Asked, asked_prompts
+from gptjax.run.tasks.examination import Examination
+from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params
+from gptjax.train.dpo import DpoConfig, dpo_step, dpo_sums, pair_means, response_logps
+from gptjax.train.update import initial_state
+from gptjax.types import PreferenceBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoTask:
+    """Direct preference optimisation on rankings of answers to the same prompt.
+
+    policy_from: stage or folder whose weights policy and reference start with.
+    reward_from: stage or folder of a reward model: its simulated comparisons are learnt from where there are no others,
+    and its scores are reported; None: neither.
+    comparisons: JSON lines of {"messages", "responses": [{"content", "ended"}], "ranks"}.  heldout_comparisons:
+    likewise, never trained on (None: the last tenth of `comparisons`).
+    pairs: all pairs of a comparison whose ranks differ, or its best against its worst.
+    prompt_tokens, answer_tokens: P and R; a row has P + R tokens, pairs with a longer one are dropped and counted.
+    dpo: the objective's settings.
+    heldout_prompts, heldout_samples, best_of, labeler: of the examination, as in PPO.
+    """
+
+    policy_from: str = "sft"
+    reward_from: str | None = "reward"
+    comparisons: Path | None = None
+    heldout_comparisons: Path | None = None
+    pairs: Pairs = "all"
+    prompt_tokens: int = 64
+    answer_tokens: int = 48
+    dpo: DpoConfig = DpoConfig()
+    heldout_prompts: int = 128
+    heldout_samples: int = 4
+    best_of: int = 16
+    labeler: SimulatedLabeler = SimulatedLabeler()
+
+    def __post_init__(self) -> None:
+        if self.comparisons is None and self.reward_from is None:
+            raise ValueError("task.comparisons or task.reward_from must be given: there is nothing to learn from")
+
+
+def build(config: DpoTask, setup: Setup) -> Task:
+    """The task, with its pairs rendered and what the reference thinks of them."""
+    upstream = setup.stage_folder(config.policy_from)
+    check_model(upstream, setup.model)
+    tokenizer = inherited_tokenizer(upstream, setup)
+    train, heldout = _comparisons(config, setup)
+    model = language_model(setup.model)
+    reference, _ = load_params(model, upstream, setup.mesh)
+    logps = jax.jit(partial(response_logps, model=model, loss_chunks=config.dpo.loss_chunks))
+    place = partial(put, mesh=setup.mesh)
+    row_tokens = config.prompt_tokens + config.answer_tokens
+
+    def referenced(comparisons: Sequence[Comparison], split: str):
+        rows, report = preference_batch(comparisons, tokenizer, row_tokens, pairs=config.pairs)
+        path = setup.folder / "data" / f"reference_{split}.npz"
+        return reference_rows(rows, path, lambda b: logps(reference, {}, place(b)), setup.batch_size), report
+
+    with status("reference log-probabilities"):
+        rows, report = referenced(train, "train")
+        heldout_rows, _ = referenced(heldout, "heldout")
+    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    sums = jax.jit(partial(dpo_sums, model=model, config=config.dpo))
+    examination = _examination(config, setup, tokenizer, model, reference, heldout)
+    key = jax.random.key(setup.seed)
+
+    def start(state):
+        @jax.jit
+        def begin(params, key):  # the reference must not be the buffers that get updated
+            return initial_state(jax.tree.map(jnp.copy, params), tx, jax.random.wrap_key_data(key))
+
+        return begin(reference, state.key)
+
+    def heldout_figures(state):
+        batches = evaluation_batches(heldout_rows, setup.batch_size)
+        loss, pairs, aux = jax.tree.map(
+            lambda *x: float(np.sum(x)), *(sums(state.params, state.frozen, place(batch)) for batch in batches)
+        )
+        return {"loss": loss / max(pairs, 1)} | {
+            name.removeprefix("dpo/"): float(value) for name, value in pair_means(pairs, aux).items()
+        }
+
+    def evaluate(state):
+        figures = {f"eval/{name}": value for name, value in heldout_figures(state).items()}
+        return figures if examination is None else figures | examination.brief(state.params, key)
+
+    def finish(state):
+        about = {"pairs": len(report.kept), "tied_comparisons": report.tied, "dropped_pairs": report.dropped}
+        found = heldout_figures(state) | about
+        return state, found if examination is None else found | examination.full(state.params, key)
+
+    return Task(
+        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        start=start,
+        data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed),
+        step=partial(dpo_step, model=model, optimizer=tx, config=config.dpo),
+        evaluate=evaluate,
+        finish=finish,
+        tokens="dpo/tokens",
+        loss="dpo/loss",
+        flops_per_token=setup.model.train_flops_per_token(row_tokens),
+        data_fingerprint=f"{pair_ids(rows)[0]}-{len(report.kept)}-{tokenizer.fingerprint[:16]}",
+    )
+
+
+def reference_rows(
+    rows: PreferenceBatch, path: Path, logps: Callable[[PreferenceBatch], Any], batch_size: int
+) -> PreferenceBatch:
+    """The rows with the reference's log-probabilities, computed once and kept under the pairs' ids in `path`.
+
+    Args:
+        rows: pairs on the host.
+        path: .npz file; read if it is there, so that a resume continues with the very same numbers.
+        logps: host batch -> log-probabilities f32[B, 2] under the reference.
+        batch_size: pairs at a time.
+    """
+    if not path.exists():
+        filled = [np.asarray(logps(batch)) for batch in evaluation_batches(rows, batch_size)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, ids=np.array(pair_ids(rows)), logp_BC=np.concatenate(filled)[: len(rows.lengths_BC)])
+        temporary.replace(path)
+    with np.load(path) as stored:
+        return with_reference(rows, dict(zip(stored["ids"].tolist(), stored["logp_BC"], strict=True)))
+
+
+def _comparisons(config: DpoTask, setup: Setup) -> tuple[list[Comparison], list[Comparison]]:
+    """(training, held-out): the user's own, or those that the reward stage simulated."""
+    if config.comparisons is not None:
+        train = list(read_preferences(config.comparisons))
+        if config.heldout_comparisons is not None:
+            return train, list(read_preferences(config.heldout_comparisons))
+        cut = len(train) - max(1, len(train) // 10)
+        if cut < 1:
+            raise ValueError(f"{config.comparisons}: {len(train)} comparisons are too few to hold some out; give more")
+        return train[:cut], train[cut:]
+    assert config.reward_from is not None  # __post_init__ saw to it
+    folder = setup.stage_folder(config.reward_from) / "data"
+    paths = [folder / f"{split}.jsonl" for split in ("train", "heldout")]
+    if not all(path.exists() for path in paths):
+        raise ValueError(f"{folder} holds no simulated comparisons: give task.comparisons")
+    train, heldout = (list(read_preferences(path)) for path in paths)
+    return train, heldout
+
+
+def _examination(
+    config: DpoTask, setup: Setup, tokenizer: Any, model: Any, reference: Any, heldout: Sequence[Comparison]
+) -> Examination | None:
+    if config.reward_from is None:
+        return None
+    folder = setup.stage_folder(config.reward_from)
+    check_model(folder, setup.model)
+    scalar = scalar_model(setup.model)
+    reward, norm = load_params(scalar, folder, setup.mesh, ("reward_gain", "reward_bias"))
+    frozen_models = {"reference": reference, "reward": reward} | norm
+    own: Asked = [(comparison.messages, None) for comparison in heldout]
+    asked = asked_prompts(None)[1] if config.comparisons is None else own
+    sampling = SamplingConfig(max_new_tokens=config.answer_tokens)
+    return Examination(config, setup, tokenizer, model, scalar, frozen_models, asked, sampling, name="dpo")

@@ -1,0 +1,92 @@
+"""Answers of a policy to prompts, with what the reward model and the reference say of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax.data.loader import evaluation_batches
+from gptjax.data.tokenizer import Tokenizer
+from gptjax.eval.answers import Answer, repeated
+from gptjax.generate.engine import SamplingConfig
+from gptjax.run.mesh import put
+from gptjax.run.task import Setup
+from gptjax.run.tasks.upstream import sampler
+from gptjax.train.normalise import normalised
+from gptjax.train.response import response_logp
+from gptjax.train.rollout import full_rows, last_score
+from gptjax.types import Model, Params, PromptBatch, ScalarModel
+
+
+class Judge:
+    """Samples and judges; `frozen_models` are a task's: reference, reward, reward_gain and reward_bias."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        tokenizer: Tokenizer,
+        policy: Model,
+        scalar: ScalarModel,
+        frozen_models: dict[str, Any],
+        sampling: SamplingConfig,
+    ):
+        self._mesh, self._batch_size = setup.mesh, 2 * setup.batch_size
+        self._policy, self._scalar, self._frozen, self._sampling = policy, scalar, frozen_models, sampling
+        self._sample = sampler(policy, setup, tokenizer, sampling)
+        self._figures = jax.jit(self._proxy_and_kl)
+
+    def answers(
+        self, params: Params, prompts: PromptBatch, key: jax.Array, times: int
+    ) -> tuple[np.ndarray, np.ndarray, list[Answer]]:
+        """(proxy_BN, kl_BN, answers): N = `times` answers to each of the B prompts, in order.
+
+        proxy_BN: normalised reward-model scores.  kl_BN: k1 of each whole answer from the reference (nats).
+        """
+        rows = repeated(prompts, times)
+        found = self._sample(params, rows, key, self._batch_size)
+        proxy, kl = self._judged(params, rows, found)
+        shape = (len(prompts.lengths_B), times)
+        return proxy.reshape(shape), kl.reshape(shape), found
+
+    def _judged(self, params: Params, rows: PromptBatch, found: list[Answer]) -> tuple[np.ndarray, np.ndarray]:
+        batch_size = self._batch_size
+        responses = np.zeros((len(found), self._sampling.max_new_tokens), np.int32)
+        lengths = np.array([len(answer.tokens) for answer in found])
+        for row, answer in enumerate(found):
+            responses[row, : len(answer.tokens)] = answer.tokens
+        proxies, kls = [], []
+        starts = range(0, len(found), batch_size)
+        for start, batch in zip(starts, evaluation_batches(rows, batch_size), strict=True):
+            filled = PromptBatch(tokens_BP=batch.tokens_BP, lengths_B=np.maximum(batch.lengths_B, 1))
+            size = len(found[start : start + batch_size])
+            tokens_BR = np.zeros((batch_size, responses.shape[1]), np.int32)
+            tokens_BR[:size] = responses[start : start + size]
+            length_B = np.ones(batch_size, np.int32)
+            length_B[:size] = lengths[start : start + size]
+            pieces = put(PromptBatch(tokens_BP=tokens_BR, lengths_B=length_B), self._mesh)
+            proxy_B, kl_B = self._figures(params, self._frozen, put(filled, self._mesh), pieces)
+            proxies.append(np.asarray(proxy_B)[:size])
+            kls.append(np.asarray(kl_B)[:size])
+        return np.concatenate(proxies), np.concatenate(kls)
+
+    def _proxy_and_kl(self, params: Params, frozen: Any, prompts: PromptBatch, responses: PromptBatch):
+        """Normalised reward-model score and sequence k1 against the reference, f32[B] each."""
+        size = responses.tokens_BP.shape[1]
+        mask_BR = np.arange(size)[None] < responses.lengths_B[:, None]
+        tokens_BT, segments_BT, positions_BT = full_rows(prompts, responses.tokens_BP, mask_BR)
+        rows = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "positions_BT": positions_BT}
+        raw_B = last_score(self._scalar, frozen["reward"], {}, rows)
+        logp_BR, reference_BR = (
+            response_logp(
+                self._policy,
+                params=own,
+                frozen={},
+                rows=rows,
+                responses=size,
+                temperature=self._sampling.temperature,
+            )[0]
+            for own in (params, frozen["reference"])
+        )
+        kl_B = jnp.sum(jnp.where(mask_BR, logp_BR - reference_BR, 0.0), axis=1)
+        return normalised(raw_B, frozen), kl_B

@@ -1,0 +1,122 @@
+"""Direct preference optimisation: one update on pairs of a chosen and a rejected response."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gptjax import dims
+from gptjax.losses.cross_entropy import row_logp
+from gptjax.losses.dpo import DpoKind, check_dpo, dpo_loss
+from gptjax.train.update import advance
+from gptjax.types import Metrics, Model, Params, PreferenceBatch, TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoConfig:
+    """DPO's settings; beta as in the paper.
+
+    beta: strength of the pull to the reference.  kind: sigmoid (DPO, cDPO), robust or ipo.
+    label_smoothing: share of labels taken to be wrong (sigmoid, robust).
+    length_averaged: log-ratios are divided by the response's tokens first (as some do with ipo).
+    loss_chunks: pieces in which the logits are computed.
+    """
+
+    beta: float = 0.1
+    kind: DpoKind = "sigmoid"
+    label_smoothing: float = 0.0
+    length_averaged: bool = False
+    loss_chunks: int = 1
+
+    def __post_init__(self) -> None:
+        check_dpo(self.beta, self.kind, self.label_smoothing)
+        if self.loss_chunks < 1:
+            raise ValueError(f"dpo.loss_chunks must be at least 1, got {self.loss_chunks}")
+
+
+def response_logps(
+    params: Params, frozen: Params, batch: PreferenceBatch, *, model: Model, loss_chunks: int = 1
+) -> jax.Array:
+    """f32[B, C], log-probability of each response, summed over its tokens (nats): end-of-turn in, prompt out.
+
+    One forward pass over B x C rows, without dropout. What counts follows from the lengths, not from token ids.
+    """
+    batch_size, candidates, length = batch.tokens_BCT.shape
+    rows, spec = batch_size * candidates, dims.act_spec("BT")
+    tokens_BT, targets_BT = (
+        jnp.reshape(x, (rows, length), out_sharding=spec) for x in (batch.tokens_BCT, batch.targets_BCT)
+    )
+    lengths_B = jnp.reshape(batch.lengths_BC, (rows,), out_sharding=dims.act_spec("B"))
+    first_BC = jnp.broadcast_to(batch.prompt_lengths_B[:, None], batch.lengths_BC.shape)
+    first_B = jnp.reshape(first_BC, (rows,), out_sharding=dims.act_spec("B"))
+    index_BT = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (rows, length), out_sharding=spec)
+    segments_BT = (index_BT < lengths_B[:, None]).astype(jnp.int32)
+    mask_BT = (index_BT >= first_B[:, None] - 1) & (index_BT < lengths_B[:, None] - 1)
+    h_BTD = model.hidden(params, frozen, tokens_BT, segments_BT, index_BT)
+    logp_B = row_logp(partial(model.unembed, params, frozen), h_BTD, targets_BT, mask_BT, chunks=loss_chunks)
+    return jnp.reshape(logp_B, (batch_size, candidates), out_sharding=dims.act_spec("BC"))
+
+
+def dpo_sums(
+    params: Params, frozen: Params, batch: PreferenceBatch, *, model: Model, config: DpoConfig
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """(loss_sum, n_pairs, aux) of `dpo_loss`; a pair with an empty response does not count."""
+    logp_BC = response_logps(params, frozen, batch, model=model, loss_chunks=config.loss_chunks)
+    lengths_BC = batch.lengths_BC - batch.prompt_lengths_B[:, None]
+    return dpo_loss(
+        logp_BC,
+        batch.logp_ref_BC,
+        jnp.all(lengths_BC > 0, axis=1),
+        beta=config.beta,
+        kind=config.kind,
+        label_smoothing=config.label_smoothing,
+        lengths_BC=lengths_BC if config.length_averaged else None,
+    )
+
+
+def dpo_step(
+    state: TrainState,
+    batch: PreferenceBatch,
+    *,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    config: DpoConfig,
+) -> tuple[TrainState, Metrics]:
+    """One update; dropout is off, as in the pass that made the reference's log-probabilities.
+
+    Args:
+        state: params of `model`.
+        batch: pairs with the reference's log-probabilities.
+        config: DPO's settings.
+
+    Source: Rafailov et al. 2023, arXiv:2305.18290.
+    """
+
+    def loss_fn(params):
+        loss_sum, n_pairs, aux = dpo_sums(params, state.frozen, batch, model=model, config=config)
+        return loss_sum / jnp.maximum(n_pairs, 1), (n_pairs, aux)
+
+    (loss, (n_pairs, aux)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    metrics = {
+        "dpo/loss": loss,
+        "dpo/pairs": n_pairs,
+        "dpo/tokens": jnp.sum(batch.lengths_BC),
+        "optim/grad_norm": optax.tree.norm(grads),
+    }
+    return advance(state, grads, optimizer), metrics | pair_means(n_pairs, aux)
+
+
+def pair_means(n_pairs: jax.Array, aux: dict[str, jax.Array]) -> Metrics:
+    """The figures of `dpo_loss` over its pairs, by the names under which they are logged."""
+    names = {
+        "margin": "dpo/margin",
+        "correct": "dpo/accuracy",
+        "ties": "dpo/tie_fraction",
+        "logp_chosen": "dpo/logp_chosen_nats",
+        "logp_rejected": "dpo/logp_rejected_nats",
+        "reward_chosen": "dpo/reward_chosen",
+        "reward_rejected": "dpo/reward_rejected",
+    }
+    return {names[key]: total / jnp.maximum(n_pairs, 1) for key, total in aux.items()}

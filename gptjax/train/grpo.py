@@ -1,0 +1,251 @@
+"""GRPO and RLOO: one minibatch update on groups of answers to the same prompt, without a critic."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec, reshard
+
+from gptjax import dims
+from gptjax.losses.groups import Aggregation, aggregated, clipped_surrogate, constant_groups, kl_token_loss
+from gptjax.losses.policy import kl_estimates, masked_sum
+from gptjax.train.response import response_logp
+from gptjax.train.update import advance
+from gptjax.types import GroupRollout, Metrics, Model, Params, TrainState
+
+
+def _check_clips(clip_low: float, clip_high: float) -> None:
+    if not 0.0 < clip_low < 1.0:
+        raise ValueError(f"grpo.loss.clip_low must lie between 0 and 1, got {clip_low}")
+    if clip_high <= 0.0:
+        raise ValueError(f"grpo.loss.clip_high must be positive, got {clip_high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoLoss:
+    """Group-relative policy optimisation: a clipped ratio for each token.
+
+    scale: divide advantages by the group's standard deviation plus eps; False: Dr. GRPO.  ddof: 0 for the deviation of
+    the population, 1 for that of the sample.
+    aggregation: sequence (DeepSeekMath), token (DAPO) or constant (Dr. GRPO), see gptjax.losses.groups.aggregated.
+    clip_low, clip_high: the ratio is clipped to [1 - low, 1 + high]; DAPO's clip-higher is .28.
+    kl: k1_in_reward; or as a loss of each token k3_times_ratio, which leaves out what a token does to the KL of later
+    ones, or k3_biased, DeepSeekMath's form, whose gradient is that of another KL.
+    """
+
+    scale: bool = True
+    ddof: Literal[0, 1] = 1
+    eps: float = 1e-4
+    aggregation: Aggregation = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl: Literal["k1_in_reward", "k3_times_ratio", "k3_biased"] = "k1_in_reward"
+
+    def __post_init__(self) -> None:
+        _check_clips(self.clip_low, self.clip_high)
+        if self.eps <= 0:
+            raise ValueError(f"grpo.loss.eps must be positive, got {self.eps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlooLoss:
+    """REINFORCE with the mean of the group's other answers as baseline; an answer is one action, KL is in the reward.
+
+    surrogate: clip: the ratio of whole answers, clipped to [1 - clip_low, 1 + clip_high]; reinforce: the plain policy
+    gradient, for a rollout that is used once.
+    """
+
+    surrogate: Literal["clip", "reinforce"] = "clip"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_clips(self.clip_low, self.clip_high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoConfig:
+    """Settings of learning from groups; the KL coefficient is DeepSeekMath's, the rest as in TRL.
+
+    prompts: B of a rollout.  group_size: C, answers to each.  minibatches: updates per epoch, cut along prompts; they
+    divide B.  epochs: passes over a rollout.
+    response_tokens: R, longest response.  temperature: of sampling and of every log-probability.
+    kl_coefficient: reward units per nat (in the reward), or weight of the KL loss.
+    truncated: what becomes of a response without end-of-turn: penalise: missing_end_penalty off its score; mask: it is
+    out of the group's baseline and of the loss.
+    loss: GRPO or RLOO.
+    """
+
+    prompts: int = 64
+    group_size: int = 8
+    minibatches: int = 1
+    epochs: int = 1
+    response_tokens: int = 64
+    temperature: float = 1.0
+    kl_coefficient: float = 0.04
+    truncated: Literal["penalise", "mask"] = "penalise"
+    missing_end_penalty: float = 1.0
+    loss: GrpoLoss | RlooLoss = GrpoLoss()
+
+    def __post_init__(self) -> None:
+        for field in ("prompts", "minibatches", "epochs", "response_tokens"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"grpo.{field} must be at least 1, got {getattr(self, field)}")
+        if self.group_size < 2:
+            raise ValueError(f"grpo.group_size must be at least 2: answers are compared, got {self.group_size}")
+        if self.prompts % self.minibatches:
+            raise ValueError(f"grpo.minibatches {self.minibatches} do not divide grpo.prompts {self.prompts}")
+        if self.temperature <= 0:
+            raise ValueError(f"grpo.temperature must be positive, got {self.temperature}")
+        if isinstance(self.loss, RlooLoss) and self.loss.surrogate == "reinforce" and self.updates > 1:
+            raise ValueError(
+                f"grpo.loss.surrogate 'reinforce' has no ratio to correct for an older policy, but a rollout gets "
+                f"{self.updates} updates: set grpo.minibatches and grpo.epochs to 1, or use 'clip'"
+            )
+
+    @property
+    def updates(self) -> int:
+        """Updates made on one rollout."""
+        return self.minibatches * self.epochs
+
+    @property
+    def kl_in_reward(self) -> bool:
+        """Whether the KL is part of the reward, else it is part of the loss."""
+        return isinstance(self.loss, RlooLoss) or self.loss.kl == "k1_in_reward"
+
+
+def grpo_step(
+    state: TrainState,
+    rollout: GroupRollout,
+    *,
+    policy: Model,
+    optimizer: optax.GradientTransformation,
+    config: GrpoConfig,
+) -> tuple[TrainState, Metrics]:
+    """One update of the policy on the next minibatch of whole groups; which one follows from the state's key and step.
+
+    Args:
+        state: params of `policy`.
+        rollout: made by the policy as it was `state.step % config.updates` updates ago.
+        policy: the language model.
+        config: settings; config.loss chooses GRPO or RLOO.
+
+    Source: Shao et al. 2024, arXiv:2402.03300; Ahmadian et al. 2024, arXiv:2402.14740 (RLOO).
+    """
+    batch = group_minibatch(state, rollout, config)
+    rows = GroupRollout(**{name: _flat(x) for name, x in vars(batch).items()})
+
+    def loss_fn(params):
+        return _loss(params, state, rows, policy, config)
+
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    metrics |= _rollout_metrics(rollout) | {"optim/grad_norm": optax.tree.norm(grads)}
+    return advance(state, grads, optimizer), metrics
+
+
+def group_minibatch(state: TrainState, rollout: GroupRollout, config: GrpoConfig) -> GroupRollout:
+    """The groups of this update: each epoch is a fresh permutation of the prompts, cut into equal pieces."""
+    number = state.step % config.updates
+    epoch, piece = number // config.minibatches, number % config.minibatches
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step // config.updates)
+    order_B = jax.random.permutation(jax.random.fold_in(key, epoch + 1), config.prompts)
+    size = config.prompts // config.minibatches
+    chosen_B = jax.lax.dynamic_slice_in_dim(order_B, piece * size, size)
+
+    def take(x):
+        taken = x.at[chosen_B].get(out_sharding=dims.act_spec("BCS"[: x.ndim]))
+        return reshard(taken, jax.typeof(x).sharding.spec)
+
+    return jax.tree.map(take, rollout)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """[B, C, ...] -> [B C, ...]: the answers of a group stay side by side, on one device."""
+    batch_spec, _, *rest = jax.typeof(x).sharding.spec
+    return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=PartitionSpec(batch_spec, *rest))
+
+
+def _loss(params: Params, state: TrainState, rows: GroupRollout, policy: Model, config: GrpoConfig):
+    """(loss, metrics) of flat rows, whose fields have lost their C."""
+    tokens = {"tokens_BT": rows.tokens_BCT, "segments_BT": rows.segments_BCT, "positions_BT": rows.positions_BCT}
+    logp_BR, entropy_BR = response_logp(
+        policy,
+        params=params,
+        frozen=state.frozen,
+        rows=tokens,
+        responses=rows.mask_BCR.shape[1],
+        temperature=config.temperature,
+    )
+    mask_BR = rows.mask_BCR & rows.counted_BC[:, None]
+    how = config.loss
+    if isinstance(how, RlooLoss):
+        loss, aux = _rloo_loss(logp_BR, mask_BR, rows, how)
+    else:
+        loss, aux = _grpo_loss(logp_BR, mask_BR, rows, how, config)
+    tokens_or_answers = jnp.maximum(aux.pop("terms"), 1)
+    shared = ("clipped_low", "clipped_high", "k3", "ratio")
+    metrics = {f"grpo/{_NAMES[name]}": aux.pop(name) / tokens_or_answers for name in shared}
+    metrics |= {f"grpo/{name}": value for name, value in aux.items()}
+    entropy = masked_sum(entropy_BR, mask_BR) / jnp.maximum(jnp.sum(mask_BR), 1)
+    return loss, metrics | {"grpo/entropy_nats_per_token": entropy}
+
+
+_NAMES = {
+    "clipped_low": "clip_low_fraction",
+    "clipped_high": "clip_high_fraction",
+    "k3": "approx_kl_k3_nats",
+    "ratio": "ratio_mean",
+}
+
+
+def _grpo_loss(logp_BR, mask_BR, rows: GroupRollout, how: GrpoLoss, config: GrpoConfig):
+    """A clipped ratio for each token, and the KL if it is a loss."""
+    advantages_BR = jnp.broadcast_to(rows.advantages_BC[:, None], logp_BR.shape)
+    loss_BR, aux = clipped_surrogate(
+        logp_BR, rows.logp_old_BCR, advantages_BR, mask_BR, clip_low=how.clip_low, clip_high=how.clip_high
+    )
+    loss_sum, count = aggregated(loss_BR, mask_BR, how.aggregation, longest=config.response_tokens)
+    loss = loss_sum / jnp.maximum(count, 1)
+    aux |= {"policy_loss": loss, "terms": jnp.sum(mask_BR)}
+    if how.kl == "k1_in_reward":
+        return loss, aux
+    kl_BR = kl_token_loss(logp_BR, rows.logp_old_BCR, rows.logp_ref_BCR, mask_BR, kind=how.kl)
+    kl_sum, _ = aggregated(kl_BR, mask_BR, how.aggregation, longest=config.response_tokens)
+    kl_loss = kl_sum / jnp.maximum(count, 1)
+    return loss + config.kl_coefficient * kl_loss, aux | {"kl_loss_nats": kl_loss}
+
+
+def _rloo_loss(logp_BR, mask_BR, rows: GroupRollout, how: RlooLoss):
+    """A ratio, or a log-probability, for each answer."""
+    counted_B = jnp.any(mask_BR, axis=1)
+    logp_B, logp_old_B = (jnp.sum(jnp.where(mask_BR, x, 0.0), axis=1) for x in (logp_BR, rows.logp_old_BCR))
+    loss_B, aux = clipped_surrogate(
+        logp_B, logp_old_B, rows.advantages_BC, counted_B, clip_low=how.clip_low, clip_high=how.clip_high
+    )
+    if how.surrogate == "reinforce":
+        loss_B = -rows.advantages_BC * logp_B
+    answers = jnp.sum(counted_B)
+    loss = masked_sum(loss_B, counted_B) / jnp.maximum(answers, 1)
+    return loss, aux | {"policy_loss": loss, "terms": answers}
+
+
+def _rollout_metrics(rollout: GroupRollout) -> Metrics:
+    """Means over the samples that count, so that a NaN score shows in `unscored` alone."""
+    counted_BC, mask_BCR = rollout.counted_BC, rollout.mask_BCR
+    n_counted, samples = jnp.maximum(jnp.sum(counted_BC), 1), counted_BC.size
+    k1_BCR, _, k3_BCR = kl_estimates(rollout.logp_old_BCR, rollout.logp_ref_BCR, mask_BCR & counted_BC[:, :, None])
+    tokens, dtype = jnp.sum(mask_BCR), rollout.scores_BC.dtype
+    return {
+        "grpo/kl_nats_per_sequence": jnp.sum(k1_BCR) / n_counted,
+        "grpo/kl_k3_nats_per_sequence": jnp.sum(k3_BCR) / n_counted,
+        "grpo/score": masked_sum(rollout.scores_BC, counted_BC) / n_counted,
+        "grpo/reward": masked_sum(rollout.rewards_BC, counted_BC) / n_counted,
+        "grpo/constant_group_fraction": jnp.mean(constant_groups(rollout.rewards_BC, counted_BC).astype(dtype)),
+        "grpo/uncounted_samples": samples - jnp.sum(counted_BC),
+        "grpo/unscored_samples": jnp.sum(~jnp.isfinite(rollout.scores_BC)),
+        "grpo/response_tokens": tokens / samples,
+        "grpo/tokens": tokens,
+        "grpo/end_rate": jnp.mean(rollout.ended_BC.astype(dtype)),
+    }

@@ -1,0 +1,257 @@
+"""DPO, GRPO and rejection sampling through the real driver, from folders of stages that were never trained."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from gptjax import cli
+from gptjax.data.tokenizer import train_tokenizer
+from gptjax.eval.answers import Answer
+from gptjax.model.config import ModelConfig
+from gptjax.model.pure import language_model, scalar_model
+from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.run.checkpoint import Checkpoints
+from gptjax.run.driver import run
+from gptjax.run.experiment import Experiment, Recipe, check_layout
+from gptjax.run.mesh import MeshConfig, make_mesh
+from gptjax.run.metrics import read_metrics, same_losses
+from gptjax.run.tasks.dpo import DpoTask
+from gptjax.run.tasks.grpo import GrpoTask
+from gptjax.run.tasks.judge import Judge
+from gptjax.run.tasks.rejection import RejectionTask, winner
+from gptjax.serve.model import load
+from gptjax.train.grpo import GrpoConfig
+from gptjax.train.update import initial_state
+
+TINY = ModelConfig(vocab_size=300, layers=1, width=16, heads=2, hidden=32, max_length=64)
+TEXTS = [f"What does number {n} do? It adds {n} to the sum and returns the result." for n in range(40)]
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """A folder with finished stages `sft` and `reward`, and files of prompts and rankings."""
+    folder = tmp_path_factory.mktemp("untrained")
+    tokenizer = train_tokenizer(TEXTS, TINY.vocab_size)
+    scalars = {"reward_gain": jax.numpy.ones(()), "reward_bias": jax.numpy.zeros(())}
+    with jax.set_mesh(make_mesh(MeshConfig(data=1), jax.devices()[:1])):
+        for name, model, extra in (("sft", language_model(TINY), {}), ("reward", scalar_model(TINY), scalars)):
+            (folder / name).mkdir()
+            tokenizer.save(folder / name / "tokenizer.model")
+            (folder / name / "model.json").write_text(json.dumps(dataclasses.asdict(TINY)))
+            checkpoints = Checkpoints(folder / name / "checkpoints", keep=1)
+            params = jax.jit(model.init)(jax.random.key(len(name)))
+            checkpoints.save(initial_state(params, optax.sgd(0.1), jax.random.key(0), **extra), 1, {})
+            checkpoints.close()
+    prompts = [[{"role": "user", "content": f"{n}?"}] for n in range(24)]
+    lines = [json.dumps({"messages": messages}) for messages in prompts]
+    (folder / "prompts.jsonl").write_text("\n".join(lines))
+    answers = [{"content": "It adds."}, {"content": "no", "ended": False}, {"content": "sum"}]
+    ranked = [
+        {"messages": messages, "responses": answers, "ranks": [1, 2, 2] if n % 4 else [1, 1, 1]}
+        for n, messages in enumerate(prompts)
+    ]
+    (folder / "ranked.jsonl").write_text("\n".join(map(json.dumps, ranked)))
+    return folder
+
+
+@pytest.fixture
+def one_device_runs(monkeypatch):
+    """The driver and `load` as on a machine with a single device."""
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    monkeypatch.setattr("gptjax.run.driver.make_mesh", lambda config: mesh)
+    monkeypatch.setattr("gptjax.serve.model.start_jax", lambda: None)
+
+
+ADAM = OptimizerConfig(peak_lr=1e-2, schedule="constant")
+
+
+def recipe(name, task, **settings):
+    experiment = Experiment(task=task, model=TINY, optimizer=ADAM, **({"steps": 4, "batch_size": 4} | settings))
+    return Recipe(name="tiny", stages={name: experiment})
+
+
+def result(workdir, stage):
+    return json.loads((workdir / stage / "result.json").read_text())["evaluation"]
+
+
+def talks(workdir, stage, capsys):
+    loaded = load(workdir, stage)
+    capsys.readouterr()
+    cli.main(["generate", str(workdir), "--stage", stage, "--prompt", "4?", "--max-tokens", "4", "--json"])
+    assert json.loads(capsys.readouterr().out)["stage"] == stage
+    return jax.tree.map(np.asarray, loaded.params)
+
+
+def moved(params, folder):
+    before = jax.tree.map(np.asarray, load(folder.parent, folder.name).params)
+    return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, before)))
+
+
+def dpo_task(folder):
+    return DpoTask(
+        policy_from=str(folder / "sft"),
+        reward_from=str(folder / "reward"),
+        comparisons=folder / "ranked.jsonl",
+        prompt_tokens=16,
+        answer_tokens=16,
+        heldout_prompts=2,
+        heldout_samples=1,
+        best_of=1,
+    )
+
+
+def test_dpo_learns_the_ranking_from_ln_2_on_and_can_talk(untrained, one_device_runs, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    report = run(recipe("dpo", dpo_task(untrained)), workdir)
+    first, *_, last = [row for row in read_metrics(workdir / "dpo" / "metrics.jsonl") if "dpo/loss" in row]
+    np.testing.assert_allclose(first["dpo/loss"], np.log(2), rtol=1e-4)
+    assert (first["dpo/tie_fraction"], first["dpo/accuracy"]) == (1.0, 0.5)
+    assert last["dpo/loss"] < first["dpo/loss"]
+    found = result(workdir, "dpo")
+    # 22 rankings to learn from, every fourth all ties, 2 pairs in each other
+    assert (found["pairs"], found["tied_comparisons"], found["dropped_pairs"]) == (32, 6, 0)
+    assert found["accuracy"] == 1.0
+    assert found["kl_nats"] != 0.0
+    assert {answer["dpo"] for answer in found["answers"]}
+    talks(workdir, "dpo", capsys)
+    assert "The training margin rose" in report.read_text(encoding="utf-8")
+    # a resume takes the stored reference numbers and gives the same losses
+    stored = (workdir / "dpo" / "data" / "reference_train.npz").read_bytes()
+    again = tmp_path / "again"
+    (again / "dpo" / "data").mkdir(parents=True)
+    for split in ("train", "heldout"):
+        name = f"reference_{split}.npz"
+        (again / "dpo" / "data" / name).write_bytes((workdir / "dpo" / "data" / name).read_bytes())
+    (again / "recipe.json").write_text((workdir / "recipe.json").read_text())
+    for name in ("config.txt", "model.json"):
+        (again / "dpo" / name).write_text((workdir / "dpo" / name).read_text())
+    run(recipe("dpo", dpo_task(untrained)), again)
+    assert (again / "dpo" / "data" / "reference_train.npz").read_bytes() == stored
+    assert same_losses(workdir / "dpo" / "metrics.jsonl", again / "dpo" / "metrics.jsonl") == []
+
+
+def test_grpo_updates_on_whole_groups_and_can_talk(untrained, one_device_runs, tmp_path, capsys):
+    settings = GrpoConfig(prompts=4, group_size=3, minibatches=2, response_tokens=8)
+    task = GrpoTask(
+        policy_from=str(untrained / "sft"),
+        reward_from=str(untrained / "reward"),
+        prompts=untrained / "prompts.jsonl",
+        prompt_tokens=16,
+        grpo=settings,
+        heldout_prompts=2,
+        heldout_samples=1,
+        best_of=1,
+    )
+    report = run(recipe("grpo", task), tmp_path / "run")
+    rows = [row for row in read_metrics(tmp_path / "run" / "grpo" / "metrics.jsonl") if "grpo/score" in row]
+    assert len(rows) == 4
+    assert rows[0]["grpo/kl_nats_per_sequence"] == 0.0  # policy = reference
+    np.testing.assert_allclose([rows[0]["grpo/ratio_min"], rows[0]["grpo/ratio_max"]], 1.0, atol=1e-5)
+    assert rows[2]["grpo/kl_nats_per_sequence"] != 0.0
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    found = result(tmp_path / "run", "grpo")
+    assert {"proxy_grpo", "proxy_sft", "kl_nats", "end_rate_grpo", "answers"} <= set(found)
+    assert moved(talks(tmp_path / "run", "grpo", capsys), untrained / "sft") > 1e-3
+    assert "proxy reward" in report.read_text(encoding="utf-8")
+
+
+def rejection_task(folder):
+    return RejectionTask(
+        policy_from=str(folder / "sft"),
+        reward_from=str(folder / "reward"),
+        prompts=folder / "prompts.jsonl",
+        samples=3,
+        prompt_tokens=16,
+        answer_tokens=8,
+        row_tokens=32,
+        heldout_fraction=0.3,
+        heldout_prompts=4,
+    )
+
+
+def canned(self, params, prompts, key, times):
+    """Answers "b", "a" and one that was cut off, which scores highest; the last prompt's have no score."""
+    count = len(prompts.lengths_B)
+    triple = [Answer(text=text, ended=text != "cut", tokens=(1,)) for text in ("b", "a", "cut")]
+    scores_BN = np.tile(np.array([0.0, 1.0, 2.0]), (count, 1))
+    scores_BN[-1] = np.nan
+    return scores_BN, np.zeros((count, 3)), triple * count
+
+
+def test_rejection_sampling_tunes_on_the_winners(untrained, one_device_runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Judge, "answers", canned)
+    run(recipe("rejection", rejection_task(untrained)), tmp_path / "run")
+    lines = (tmp_path / "run" / "rejection" / "data" / "winners.jsonl").read_text().splitlines()
+    won = [json.loads(line) for line in lines]
+    # 22 prompts are learnt from, the last of them without a winner
+    assert [line["messages"][-1] for line in won] == [{"role": "assistant", "content": "a"}] * 21
+    assert [line["messages"][0]["content"] for line in won] == [f"{n}?" for n in range(21)]
+    found = result(tmp_path / "run", "rejection")
+    assert (found["winners"], found["prompts_without_winner"], found["unscored_samples"]) == (21, 1, 3)
+    assert (found["proxy_samples"], found["proxy_winners"]) == (1.0, 1.0)
+    np.testing.assert_allclose(found["best_of_n_kl_nats"], np.log(3) - 2 / 3)
+    rows = [row for row in read_metrics(tmp_path / "run" / "rejection" / "metrics.jsonl") if "sft/tokens" in row]
+    assert rows[-1]["sft/nats_per_token"] < rows[0]["sft/nats_per_token"]
+    talks(tmp_path / "run", "rejection", capsys)
+
+
+def test_without_a_finished_answer_nothing_wins(untrained, one_device_runs, tmp_path, monkeypatch):
+    unended = [Answer(text="a", ended=False, tokens=(1,))] * 3
+    monkeypatch.setattr(
+        Judge,
+        "answers",
+        lambda self, params, prompts, *_: (
+            np.zeros((len(prompts.lengths_B), 3)),
+            None,
+            unended * len(prompts.lengths_B),
+        ),
+    )
+    with pytest.raises(ValueError, match=r"none of 66 answers .* both ended and got a score: raise task.answer_tokens"):
+        run(recipe("rejection", rejection_task(untrained)), tmp_path / "run")
+
+
+def test_the_winner_has_the_highest_score_among_those_that_ended():
+    answers = [Answer(text=text, ended=ended, tokens=()) for text, ended in (("a", True), ("b", False), ("", True))]
+    answers += [Answer(text="d", ended=True, tokens=()), Answer(text="e", ended=True, tokens=())]
+    assert winner(np.array([0.0, 9.0, 9.0, 2.0, 2.0]), answers) == 3
+    assert winner(np.array([0.0, 9.0, 9.0, np.nan, np.inf]), answers) == 0
+    assert winner(np.full(5, np.nan), answers) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "message"),
+    [
+        (GrpoTask(grpo=GrpoConfig(prompts=8)), {}, "batch_size 4 differs from task.grpo.prompts 8"),
+        (GrpoTask(grpo=GrpoConfig(prompts=4, epochs=3)), {}, "steps 4 is no multiple of the 3 updates"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(task, settings, message, one_device_runs, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(recipe("grpo", task, **settings), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DpoTask(reward_from=None), "task.comparisons or task.reward_from must be given"),
+        (lambda: RejectionTask(samples=1), "task.samples must be at least 2"),
+        (lambda: RejectionTask(train_prompts=1), "task.train_prompts must be at least 2"),
+        (lambda: RejectionTask(temperature=0.0), "task.temperature must be positive"),
+    ],
+)
+def test_tasks_without_a_meaning_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_groups_must_divide_over_the_mesh():
+    # 4 prompts in 2 minibatches are 2 groups, which do not divide over fsdp 4
+    grpo = GrpoTask(prompt_tokens=16, grpo=GrpoConfig(prompts=4, minibatches=2))
+    experiment = recipe("grpo", grpo).stages["grpo"]
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    with pytest.raises(ValueError, match=r"task.grpo.prompts / task.grpo.minibatches 2 is not a multiple"):
+        check_layout(experiment, mesh)
