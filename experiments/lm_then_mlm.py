@@ -42,8 +42,8 @@ def _experiment(task: LmTask | MlmTask) -> Experiment:
         task=task,
         model=MODEL,
         optimizer=OptimizerConfig(name="muon", peak_lr=1e-2, warmup_steps=20, final_fraction=0.05, weight_decay=0.1),
-        steps=400,
+        steps=240,
         batch_size=16,
-        evaluate_every=80,
-        save_every=200,
+        evaluate_every=60,
+        save_every=120,
     )

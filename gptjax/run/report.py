@@ -12,13 +12,8 @@ from gptjax.run.progress import duration
 from gptjax.run.report_charts import Picture
 from gptjax.run.series import number
 
-_TITLES = {
-    "lm": "Language model",
-    "mlm": "Masked language model",
-    "sft": "Supervised fine-tuning",
-    "reward": "Reward model",
-    "ppo": "PPO",
-}
+_TITLES = {"lm": "Language model", "mlm": "Masked language model", "sft": "Supervised fine-tuning"}
+_TITLES |= {"reward": "Reward model", "ppo": "PPO"}
 _PACKING = {"packing_fill": "rows are {:.1%} full", "packing_dropped_tokens": "{:,.0f} tokens were left out of them"}
 _DETAILS = {
     "lm": _PACKING,
