@@ -11,7 +11,7 @@ from tables import bigram
 
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model
-from gptjax.run.mesh import put
+from gptjax.run.mesh import MeshConfig, make_mesh, put
 from gptjax.train.mlm import mlm_step, mlm_sums
 from gptjax.train.update import initial_state
 from gptjax.types import LmBatch
@@ -33,11 +33,14 @@ def rows(mesh, tokens, targets, weights, segments, positions=None):
     return put(host, mesh)
 
 
-@pytest.fixture
-def transformer(one_device):
-    model = language_model(CONFIG)
-    state = jax.jit(lambda key: initial_state(model.init(key), SGD, key))(jax.random.key(0))
-    return model, state
+MODEL = language_model(CONFIG)
+STEP = jax.jit(partial(mlm_step, model=MODEL, optimizer=SGD))
+
+
+@pytest.fixture(scope="module")
+def state():
+    with jax.set_mesh(make_mesh(MeshConfig(data=1), jax.devices()[:1])):
+        return jax.jit(lambda key: initial_state(MODEL.init(key), SGD, key))(jax.random.key(0))
 
 
 def test_a_step_by_hand(one_device):
@@ -52,19 +55,19 @@ def test_a_step_by_hand(one_device):
     assert (int(metrics["mlm/tokens"]), int(metrics["mlm/row_tokens"])) == (2, 3)
 
 
-def test_nothing_selected_costs_nothing_and_changes_nothing(transformer, one_device):
-    model, state = transformer
-    batch = rows(one_device, [[5, 6, 7, 0]], [[5, 6, 7, 0]], [[0, 0, 0, 0]], [[1, 1, 1, 0]])
-    after, metrics = jax.jit(partial(mlm_step, model=model, optimizer=SGD))(state, batch)
+def test_nothing_selected_costs_nothing_and_changes_nothing(state, one_device):
+    batch = rows(
+        one_device, [[5, 6, 7, 0, 0, 0, 0, 0]] * 2, [[5] * 8] * 2, [[0] * 8] * 2, [[1, 1, 1, 0, 0, 0, 0, 0]] * 2
+    )
+    after, metrics = STEP(state, batch)
     assert float(metrics["mlm/nats_per_token"]) == 0.0
     for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_hidden_token_is_guessed_from_both_sides_of_its_own_document(transformer, one_device):
+def test_a_hidden_token_is_guessed_from_both_sides_of_its_own_document(state, one_device):
     # the third token is hidden; tokens on either side change the guess, another document and padding do not
-    model, state = transformer
-    sums = jax.jit(partial(mlm_sums, model=model))
+    sums = jax.jit(partial(mlm_sums, model=MODEL))
 
     def cost(*tokens):
         targets, weights = [[5, 6, 9, 8, 10, 11, 0]], [[0, 0, 1, 0, 0, 0, 0]]
@@ -77,8 +80,7 @@ def test_a_hidden_token_is_guessed_from_both_sides_of_its_own_document(transform
     assert cost(5, 6, 7, 8, 12, 11, 3) == plain
 
 
-def test_packing_changes_neither_loss_nor_gradient(transformer, one_device):
-    model, state = transformer
+def test_packing_changes_neither_loss_nor_gradient(state, one_device):
     packed = rows(
         one_device,
         [[5, 7, 7, 8, 9, 7, 0, 0], [0] * 8],
@@ -89,13 +91,12 @@ def test_packing_changes_neither_loss_nor_gradient(transformer, one_device):
     )
     alone = rows(
         one_device,
-        [[5, 7, 7, 8], [9, 7, 0, 0]],
-        [[5, 6, 7, 8], [9, 10, 0, 0]],
-        [[0, 1, 1, 0], [0, 1, 0, 0]],
-        [[1, 1, 1, 1], [1, 1, 0, 0]],
+        [[5, 7, 7, 8, 0, 0, 0, 0], [9, 7, 0, 0, 0, 0, 0, 0]],
+        [[5, 6, 7, 8, 0, 0, 0, 0], [9, 10, 0, 0, 0, 0, 0, 0]],
+        [[0, 1, 1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0]],
+        [[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0]],
     )
-    step = jax.jit(partial(mlm_step, model=model, optimizer=SGD))
-    (a, metrics), (b, expected) = step(state, packed), step(state, alone)
+    (a, metrics), (b, expected) = STEP(state, packed), STEP(state, alone)
     np.testing.assert_allclose(metrics["mlm/nats_per_token"], expected["mlm/nats_per_token"], rtol=1e-5)
     for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
