@@ -9,10 +9,11 @@ from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.mesh import MeshConfig, batch_rows
 from gptjax.run.task import Setup, Task
-from gptjax.run.tasks import dpo, grpo, lm, ppo, rejection, reward, sft
+from gptjax.run.tasks import dpo, grpo, lm, mlm, ppo, rejection, reward, sft
 from gptjax.run.tasks.dpo import DpoTask
 from gptjax.run.tasks.grpo import GrpoTask
 from gptjax.run.tasks.lm import LmTask
+from gptjax.run.tasks.mlm import MlmTask
 from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.rejection import RejectionTask
 from gptjax.run.tasks.reward import RewardTask
@@ -20,6 +21,7 @@ from gptjax.run.tasks.sft import SftTask
 
 _BUILDERS: dict[type, ModuleType] = {
     LmTask: lm,
+    MlmTask: mlm,
     SftTask: sft,
     RewardTask: reward,
     PpoTask: ppo,
@@ -40,7 +42,7 @@ class Experiment:
     save_every: steps between checkpoints (PPO, GRPO: rounded up to whole rollouts).  keep: newest checkpoints kept.
     """
 
-    task: LmTask | SftTask | RewardTask | PpoTask | DpoTask | GrpoTask | RejectionTask
+    task: LmTask | MlmTask | SftTask | RewardTask | PpoTask | DpoTask | GrpoTask | RejectionTask
     model: ModelConfig
     optimizer: OptimizerConfig
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -74,7 +76,7 @@ class Recipe:
 
 
 def task_kind(experiment: Experiment) -> str:
-    """lm, sft, reward, ppo, dpo, grpo or rejection."""
+    """lm, mlm, sft, reward, ppo, dpo, grpo or rejection."""
     return _BUILDERS[type(experiment.task)].__name__.rpartition(".")[2]
 
 
@@ -96,20 +98,14 @@ def check_layout(experiment: Experiment, mesh: Mesh) -> None:
         ("model.vocab_size", sizes["V"], "tensor", mesh.shape["tensor"]),
     ]
     context = mesh.shape["context"]
-    if isinstance(task, LmTask | SftTask | RejectionTask):
-        spread.append(("task.row_tokens", task.row_tokens, "context", context))
-    if not isinstance(task, LmTask):
-        spread.append(("task.prompt_tokens", task.prompt_tokens, "context", context))
-    if isinstance(task, RewardTask | DpoTask | RejectionTask):
-        spread.append(("task.answer_tokens", task.answer_tokens, "context", context))
-    if isinstance(task, PpoTask):
-        spread.append(("task.ppo.response_tokens", task.ppo.response_tokens, "context", context))
-        minibatch = task.ppo.prompts // task.ppo.minibatches
-        spread.append(("task.ppo.prompts / task.ppo.minibatches", minibatch, "data x fsdp x expert", rows))
-    if isinstance(task, GrpoTask):
-        spread.append(("task.grpo.response_tokens", task.grpo.response_tokens, "context", context))
-        minibatch = task.grpo.prompts // task.grpo.minibatches
-        spread.append(("task.grpo.prompts / task.grpo.minibatches", minibatch, "data x fsdp x expert", rows))
+    for name in ("row_tokens", "prompt_tokens", "answer_tokens"):
+        if hasattr(task, name):
+            spread.append((f"task.{name}", getattr(task, name), "context", context))
+    for name in ("ppo", "grpo"):
+        if config := getattr(task, name, None):
+            spread.append((f"task.{name}.response_tokens", config.response_tokens, "context", context))
+            minibatch = config.prompts // config.minibatches
+            spread.append((f"task.{name}.prompts / task.{name}.minibatches", minibatch, "data x fsdp x expert", rows))
     for name, size, axis, pieces in spread:
         if size % pieces:
             raise ValueError(f"{name} {size} is not a multiple of the mesh's {axis} {pieces}: change one of them")

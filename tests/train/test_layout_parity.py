@@ -17,6 +17,7 @@ from gptjax.train.dpo import DpoConfig, dpo_step
 from gptjax.train.group_rollout import collect_groups
 from gptjax.train.grpo import GrpoConfig, GrpoLoss, RlooLoss, grpo_step
 from gptjax.train.lm import lm_step
+from gptjax.train.mlm import mlm_step
 from gptjax.train.ppo import PpoConfig, ppo_step
 from gptjax.train.reward import RewardConfig, reward_step
 from gptjax.train.rollout import collect
@@ -214,6 +215,7 @@ TASKS = {
     "rloo sampled": grpo_task(RlooLoss(), sampled=True),
     "lm llama": lm_task("lm", lm_step),
     "lm gpt": lm_task("lm", lm_step, positions="learned", norm="layer", activation="gelu", bias=True, tied=False),
+    "mlm": lm_task("mlm", mlm_step),
     "sft dropout": lm_task("sft", sft_step, dropout=0.1),
     "reward": reward_task(reward_batch, gap_margins=(0.1, 0.3), label_smoothing=0.1, center=0.01),
     "reward choice": reward_task(reward_batch, objective="choice"),
