@@ -47,7 +47,8 @@ class RewardTask:
     train_prompts, heldout_prompts: how many questions are asked when comparisons are simulated.
     prompt_tokens, answer_tokens: P and R; a row has P + R tokens, longer ones are dropped and counted.
     reward: the objective, its options, and the normalisation of the scores.
-    normalisation_prompts: training prompts that `start_from` answers once each for normalisation "reference".
+    normalisation_prompts: training prompts whose demonstrations set the bias of the scores; with normalisation
+    "reference", `start_from` answers them once each, which sets bias and gain.
     labeler: the simulated labeler.  permute_labels: shuffle the ranks of each training prompt (a control run).
     """
 
@@ -113,7 +114,9 @@ def build(config: RewardTask, setup: Setup) -> Task:
         if config.reward.normalisation == "reference":
             sampled = _reference_samples(config, setup, tokenizer, upstream, train)
             return zero_mean_unit_std(scores(params, sampled))
-        return zero_mean(scores(params, rows)[demonstrations(rows, train)])
+        shown_BC = demonstrations(rows, train)
+        some = np.flatnonzero(shown_BC.any(axis=1))[: config.normalisation_prompts]
+        return zero_mean(scores(params, jax.tree.map(lambda x: x[some], rows))[shown_BC[some]])
 
     def finish(state):
         found = full(scores(state.params, heldout_rows), heldout_rows, heldout, rows, train)
