@@ -17,7 +17,7 @@ from gptjax.run.tasks.sft import SftTask
 from gptjax.train.ppo import PpoConfig
 
 MODEL = ModelConfig(vocab_size=4096, layers=4, width=128, heads=4, max_length=256, activation="relu2", unroll=4)
-LABELER = SimulatedLabeler(temperature=0.5)
+LABELER = SimulatedLabeler(temperature=0.7)
 PROMPT_TOKENS, ANSWER_TOKENS = 48, 40
 
 

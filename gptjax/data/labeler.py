@@ -113,22 +113,26 @@ def corruptions(answer: str, rng: np.random.Generator, others: Sequence[str]) ->
     """Worse variants of an answer, to give the reward model and the labeler something to tell apart.
 
     Args:
-        answer: a good answer.
+        answer: a good answer; "" if there is none.
         rng: which words are cut and which answer is borrowed; equal generators give equal variants.
         others: answers to other questions.
 
     Returns:
         Responses whose `extra["source"]` is "truncated" (cut between words, not ended), "repeated" (its end said
-        again and again) and, if `others` holds another answer, "off_topic".
+        again and again) and, if `others` holds another answer, "off_topic"; without an answer only the last.
     """
     words = answer.split()
     cut = max(1, int(len(words) * rng.uniform(0.3, 0.8)))
     tail = words[-int(rng.integers(2, 5)) :]
     repeated = " ".join(words + tail * int(rng.integers(2, 5)))
-    variants = [
-        Response(content=" ".join(words[:cut]) or answer[:1], ended=False, extra={"source": "truncated"}),
-        Response(content=repeated, extra={"source": "repeated"}),
-    ]
+    variants = (
+        [
+            Response(content=" ".join(words[:cut]), ended=False, extra={"source": "truncated"}),
+            Response(content=repeated, extra={"source": "repeated"}),
+        ]
+        if words
+        else []
+    )
     different = [other for other in others if other != answer]
     if different:
         borrowed = different[int(rng.integers(len(different)))]
