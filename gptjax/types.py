@@ -40,7 +40,8 @@ class TrainState:
 class LmBatch:
     """Rows of one or more packed documents (language modelling) or conversations (supervised fine-tuning).
 
-    tokens_BT: i32.  targets_BT: i32, the token after each one, shifted on the host.
+    tokens_BT: i32.  targets_BT: i32, the token after each one, shifted on the host (masked language modelling: the
+    token itself, of which tokens_BT holds the corrupted form; weights_BT is 1 where it was selected).
     segments_BT: i32, 0 = padding, 1..n = document within the row.  positions_BT: i32, restart at 0 in each document.
     weights_BT: f32, weight of each target; 0 where the next token belongs to another document or is padding.
     """

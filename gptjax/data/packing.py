@@ -1,5 +1,6 @@
 """Documents packed into rows of one length, several to a row, with targets shifted on the host."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -71,6 +72,25 @@ def pack(
     learnt = np.ones(len(tokens), np.float32) if loss_masks is None else _flat(loss_masks, np.float32)
     batch = _rows(tokens, learnt, pieces, row_tokens, pad_id)
     return batch, _report(sizes, pieces, len(batch.tokens_BT), row_tokens, long)
+
+
+def weighted_by_segment(rows: LmBatch) -> LmBatch:
+    """The rows with each target's weight divided by the weights of its segment: every segment counts as one.
+
+    A weighted mean over targets becomes the mean over documents of their own means.
+
+    Args:
+        rows: packed rows.
+
+    Returns:
+        The same rows; the weights of a segment with a target sum to 1.
+    """
+    n_segments = int(rows.segments_BT.max()) + 1
+    row_B1 = np.arange(len(rows.segments_BT))[:, None]
+    segment_BT = row_B1 * n_segments + rows.segments_BT
+    totals = np.bincount(segment_BT.ravel(), rows.weights_BT.ravel().astype(np.float64))
+    shares_BT = rows.weights_BT / np.maximum(totals[segment_BT], 1e-30)
+    return dataclasses.replace(rows, weights_BT=shares_BT.astype(np.float32))
 
 
 @dataclass(frozen=True)

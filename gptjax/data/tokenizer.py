@@ -24,6 +24,7 @@ class Tokenizer:
     Attributes:
         pad_id, bos_id: int, padding and start of document.
         system_id, user_id, assistant_id, end_id: int, the role headers and the end of a turn.
+        mask_id: int, what stands for a hidden token; only asking for it needs a model that has one.
         vocab_size: int.
         token_bytes_V: i32[V], UTF-8 bytes that each token stands for; 0 for control tokens.
         fingerprint: sha256 of the model, in hex.
@@ -70,6 +71,15 @@ class Tokenizer:
             except BaseException:
                 os.unlink(file.name)
                 raise
+
+    @property
+    def mask_id(self) -> int:
+        """What stands for a hidden token in masked language modelling.
+
+        Raises:
+            ValueError: the tokenizer was trained before there was such a token.
+        """
+        return self._control_id("mask")
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; never a control id, whatever the text says.
@@ -137,7 +147,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, sample_bytes: int 
 
     Args:
         texts: documents; if they hold more than `sample_bytes`, every k-th one is used.
-        vocab_size: tokens, control tokens (8 with unk) and the 256 bytes included.
+        vocab_size: tokens, control tokens (9 with unk) and the 256 bytes included.
         sample_bytes: most text to train on (bytes).
 
     Returns:
@@ -148,8 +158,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, sample_bytes: int 
 
     Source: Sennrich et al. 2016, arXiv:1508.07909 (BPE); Kudo and Richardson 2018, arXiv:1808.06226 (sentencepiece).
     """
-    if vocab_size <= _N_BYTES + 8:
-        raise ValueError(f"vocab_size {vocab_size} is too small: 256 bytes and 7 special tokens need more than 264")
+    if vocab_size <= _N_BYTES + 9:
+        raise ValueError(f"vocab_size {vocab_size} is too small: 256 bytes and 8 special tokens need more than 265")
     sample = _thinned(texts, sample_bytes)
     if not sample:
         raise ValueError("no text to train a tokenizer on")
@@ -181,7 +191,7 @@ _TRAINING = {
     "eos_id": -1,
     "pad_piece": "<|pad|>",
     "bos_piece": "<|bos|>",
-    "control_symbols": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
+    "control_symbols": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|mask|>"],
     "num_threads": 2,  # recorded in the model, hence part of its fingerprint
     "minloglevel": 4,
 }

@@ -75,11 +75,11 @@ class ModelConfig:
         mlp = (3 if self.activation == "swiglu" else 2) * s["D"] * s["F"]
         return s["L"] * (attention + mlp) + s["V"] * s["D"]
 
-    def train_flops_per_token(self, length: int) -> float:
+    def train_flops_per_token(self, length: int, *, causal: bool = True) -> float:
         """FLOPs of one forward and backward pass per token of rows of `length` tokens (a multiply-add is 2).
 
-        6 x matmul parameters + 12 L N H T_eff; causal attention looks at T / 2 keys on average. Recomputation
-        (remat) is not counted, as in model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B).
+        6 x matmul parameters + 12 L N H T_eff; attention looks at T keys, causal attention at T / 2 on average.
+        Recomputation (remat) is not counted, as in model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B).
         """
         s = self.sizes
-        return 6.0 * self.matmul_parameters() + 12.0 * s["L"] * s["N"] * s["H"] * length / 2
+        return 6.0 * self.matmul_parameters() + 12.0 * s["L"] * s["N"] * s["H"] * length / (2 if causal else 1)

@@ -9,13 +9,14 @@ from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.mesh import MeshConfig, batch_rows
 from gptjax.run.task import Setup, Task
-from gptjax.run.tasks import lm, ppo, reward, sft
+from gptjax.run.tasks import lm, mlm, ppo, reward, sft
 from gptjax.run.tasks.lm import LmTask
+from gptjax.run.tasks.mlm import MlmTask
 from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.reward import RewardTask
 from gptjax.run.tasks.sft import SftTask
 
-_BUILDERS: dict[type, ModuleType] = {LmTask: lm, SftTask: sft, RewardTask: reward, PpoTask: ppo}
+_BUILDERS: dict[type, ModuleType] = {LmTask: lm, MlmTask: mlm, SftTask: sft, RewardTask: reward, PpoTask: ppo}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Experiment:
     save_every: steps between checkpoints (with PPO, rounded up to whole rollouts).  keep: newest checkpoints kept.
     """
 
-    task: LmTask | SftTask | RewardTask | PpoTask
+    task: LmTask | MlmTask | SftTask | RewardTask | PpoTask
     model: ModelConfig
     optimizer: OptimizerConfig
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -62,7 +63,7 @@ class Recipe:
 
 
 def task_kind(experiment: Experiment) -> str:
-    """lm, sft, reward or ppo."""
+    """lm, mlm, sft, reward or ppo."""
     return _BUILDERS[type(experiment.task)].__name__.rpartition(".")[2]
 
 
@@ -84,7 +85,7 @@ def check_layout(experiment: Experiment, mesh: Mesh) -> None:
         ("model.vocab_size", sizes["V"], "tensor", mesh.shape["tensor"]),
     ]
     context = mesh.shape["context"]
-    if isinstance(task, LmTask | SftTask):
+    if isinstance(task, LmTask | MlmTask | SftTask):
         spread.append(("task.row_tokens", task.row_tokens, "context", context))
     if isinstance(task, SftTask | RewardTask | PpoTask):
         spread.append(("task.prompt_tokens", task.prompt_tokens, "context", context))

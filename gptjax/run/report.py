@@ -12,8 +12,16 @@ from gptjax.run.progress import duration
 from gptjax.run.report_charts import Picture
 from gptjax.run.series import number
 
-_TITLES = {"lm": "Language model", "sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "PPO"}
+_TITLES = {"lm": "Language model", "mlm": "Masked language model", "sft": "Supervised fine-tuning"}
+_TITLES |= {"reward": "Reward model", "ppo": "PPO"}
+_PACKING = {"packing_fill": "rows are {:.1%} full", "packing_dropped_tokens": "{:,.0f} tokens were left out of them"}
 _DETAILS = {
+    "lm": _PACKING,
+    "mlm": _PACKING,
+    "sft": {
+        "conversations_truncated": "{:,.0f} conversations were cut",
+        "conversations_dropped": "{:,.0f} left out, as no target would have remained",
+    },
     "reward": {
         "nll": "negative log-likelihood {:.3g} nats per pair",
         "brier": "Brier score {:.3g}",
@@ -139,6 +147,11 @@ def _sentence(stage: Stage) -> str:
             ("The language model needs {:.3g} bits per byte of held-out text", figure.get("bits_per_byte")),
             ("against {:.3g} for the xz compressor", figure.get("xz_bits_per_byte")),
         )
+    if stage.task == "mlm":
+        return _joined(
+            ("The masked language model guesses {:.1%} of the selected held-out tokens", figure.get("accuracy")),
+            ("at {:.3g} nats each", figure.get("nats_per_token")),
+        )
     if stage.task == "sft":
         return _joined(
             ("After fine-tuning {:.1%} of answers end on their own", figure.get("end_rate")),
@@ -188,6 +201,7 @@ def _stage_table(stages: Sequence[Stage]) -> str:
 def _headline(stage: Stage) -> str:
     key, form = {
         "lm": ("bits_per_byte", "{:.3g} bits per byte"),
+        "mlm": ("accuracy", "{:.1%} of selected tokens guessed"),
         "sft": ("nats_per_token", "{:.3g} nats per token"),
         "reward": ("accuracy", "{:.1%} ordered correctly"),
         "ppo": ("gold_gain", "{:+.3g} gold reward"),
@@ -225,6 +239,11 @@ def _pictures(stage: Stage) -> list[Picture | None]:
         drawn = [
             charts.curve(rows, "lm/nats_per_token", "loss", "nats per token"),
             charts.bits_per_byte(rows, evaluation),
+        ]
+    elif stage.task == "mlm":
+        drawn = [
+            charts.curve(rows, "mlm/nats_per_token", "loss", "nats per token", held_out="eval/nats_per_token"),
+            charts.curve(rows, "mlm/accuracy", "accuracy", "", held_out="eval/accuracy"),
         ]
     elif stage.task == "sft":
         drawn = [charts.curve(rows, "sft/nats_per_token", "loss", "nats per token", held_out="eval/nats_per_token")]

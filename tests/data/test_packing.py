@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.data.packing import pack
+from gptjax.data.packing import pack, weighted_by_segment
 from gptjax.types import LmBatch
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]
@@ -123,6 +123,22 @@ def test_positions_count_up_within_each_segment_and_segments_within_each_row(doc
         assert (segments_T[: len(present)] > 0).all()
         for segment in set(present.tolist()):
             assert positions_T[segments_T == segment].tolist() == list(range((segments_T == segment).sum()))
+
+
+@settings(deadline=None)
+@given(documents=DOCUMENTS)
+def test_each_document_with_a_target_weighs_one_if_asked(documents):
+    masks = [[token % 2 for token in document] for document in documents]
+    if not any(documents):
+        return
+    rows, _ = pack(documents, 30, loss_masks=masks)
+    found = weighted_by_segment(rows)
+    np.testing.assert_array_equal(found.weights_BT > 0, rows.weights_BT > 0)
+    for weights_T, segments_T, before_T in zip(found.weights_BT, rows.segments_BT, rows.weights_BT, strict=True):
+        for segment in set(segments_T.tolist()):
+            inside = segments_T == segment
+            assert weights_T[inside].sum() == pytest.approx(float(before_T[inside].any()), abs=1e-6)
+            assert len(set(weights_T[inside][before_T[inside] > 0].tolist())) <= 1
 
 
 def test_packing_twice_gives_the_same_rows():

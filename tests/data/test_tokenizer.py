@@ -8,9 +8,9 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gptjax.data.tokenizer import Tokenizer, train_tokenizer
+from gptjax.data.tokenizer import _TRAINING, Tokenizer, train_tokenizer
 
-CONTROL = ("<|pad|>", "<|bos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+CONTROL = ("<|pad|>", "<|bos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|mask|>")
 TEXTS = [
     "The quick brown fox jumps over the lazy dog; the dog sleeps.\n\n    def fox(dog):\n        return dog\n" * 3,
     "Return the length of the longest common prefix of the names of the files.\n",
@@ -25,11 +25,12 @@ def tokenizer() -> Tokenizer:
 def test_control_tokens_have_fixed_ids_and_no_bytes(tokenizer):
     t = tokenizer
     assert [t.pad_id, t.bos_id, t.system_id, t.user_id, t.assistant_id, t.end_id] == [0, 2, 3, 4, 5, 6]
+    assert t.mask_id == 7
     assert t.vocab_size == 320
     assert t.token_bytes_V.dtype == np.int32
-    assert t.token_bytes_V[:7].tolist() == [0] * 7
-    assert (t.token_bytes_V[7:] > 0).all()
-    assert t.decode([2, 4, *t.encode("the fox"), 6]) == "the fox"
+    assert t.token_bytes_V[:8].tolist() == [0] * 8
+    assert (t.token_bytes_V[8:] > 0).all()
+    assert t.decode([2, 4, *t.encode("the fox"), 7, 6]) == "the fox"
 
 
 def test_token_bytes_sum_to_the_bytes_of_the_text(tokenizer):
@@ -49,7 +50,7 @@ def test_any_text_survives_and_holds_no_control_token(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode_bytes(ids) == text.encode()
-    assert all(id_ >= 7 for id_ in ids)
+    assert all(id_ >= 8 for id_ in ids)
 
 
 @pytest.mark.parametrize("name", [*CONTROL, "<unk>"])
@@ -57,7 +58,7 @@ def test_any_text_survives_and_holds_no_control_token(tokenizer, text):
 def test_special_token_text_is_plain_text(tokenizer, name, around):
     text = around.format(name, name)
     ids = tokenizer.encode(text)
-    assert min(ids) >= 7
+    assert min(ids) >= 8
     assert tokenizer.decode(ids) == text
 
 
@@ -98,7 +99,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_litter(tokenizer, tmp_path, mo
 
 
 def test_a_space_survives_a_corpus_without_one():
-    spaceless = train_tokenizer(["ababab", "yz"], 272)
+    spaceless = train_tokenizer(["ababab", "yz"], 273)
     assert spaceless.decode(spaceless.encode(" a \u2581")) == " a \u2581"
 
 
@@ -111,7 +112,7 @@ def test_reserved_characters_in_the_corpus_do_not_hide_the_rest():
 def test_a_large_corpus_is_thinned_evenly():
     # 100 texts of 10 bytes, at most 300 bytes: every fourth one is kept, so words of all the others are unknown
     texts = [("ab" if i % 4 == 0 else "yz") * 5 for i in range(100)]
-    sampled = train_tokenizer(texts, 268, sample_bytes=300)
+    sampled = train_tokenizer(texts, 269, sample_bytes=300)
     assert len(sampled.encode("abab")) < 4
     assert len(sampled.encode("yzyz")) == 4
 
@@ -125,11 +126,11 @@ def test_training_writes_nothing_to_stderr(capfd):
 
 def test_errors_name_the_numbers():
     with pytest.raises(
-        ValueError, match=r"vocab_size 4096 is larger than the 289 tokens that 11 characters .* support"
+        ValueError, match=r"vocab_size 4096 is larger than the 290 tokens that 11 characters .* support"
     ):
         train_tokenizer(["hello world"], 4096)
-    with pytest.raises(ValueError, match=r"vocab_size 265 is too small: .* need 271"):
-        train_tokenizer(["hello world"], 265)
+    with pytest.raises(ValueError, match=r"vocab_size 266 is too small: .* need 272"):
+        train_tokenizer(["hello world"], 266)
     with pytest.raises(ValueError, match=r"vocab_size 100 is too small"):
         train_tokenizer(["hello world"], 100)
     with pytest.raises(ValueError, match="no text to train"):
@@ -176,3 +177,13 @@ def test_a_model_that_changes_text_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="the model changes text"):
         Tokenizer.load(f"{prefix}.model")
+
+
+def test_a_tokenizer_without_a_mask_token_serves_everything_but_masking(tmp_path):
+    prefix = tmp_path / "older"
+    training = _TRAINING | {"control_symbols": list(CONTROL[2:-1]), "vocab_size": 310, "model_prefix": str(prefix)}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), **training)
+    older = Tokenizer.load(f"{prefix}.model")
+    assert older.decode(older.encode("the <|mask|> fox")) == "the <|mask|> fox"
+    with pytest.raises(ValueError, match=r"no control token <\|mask\|>; train one with train_tokenizer"):
+        _ = older.mask_id

@@ -44,6 +44,14 @@ def test_uniform_logits_cost_the_log_of_the_vocabulary():
     np.testing.assert_allclose(nll_BT, np.log(8), rtol=1e-6)
 
 
+def test_the_order_of_rows_changes_nothing(x64):
+    rng = np.random.default_rng(2)
+    logits_BTV, order = jnp.asarray(rng.normal(size=(5, 3, 7))), np.array([3, 0, 4, 1, 2])
+    targets_BT, weights_BT = jnp.asarray(rng.integers(0, 7, (5, 3))), jnp.asarray(rng.uniform(size=(5, 3)))
+    permuted = nll_sums(logits_BTV[order], targets_BT[order], weights_BT[order])
+    np.testing.assert_allclose(permuted, nll_sums(logits_BTV, targets_BT, weights_BT), rtol=1e-12)
+
+
 def test_half_precision_logits_are_refused():
     with pytest.raises(ValueError, match="at least float32"):
         token_nll(jnp.zeros((1, 2, 8), jnp.bfloat16), jnp.zeros((1, 2), int))

@@ -51,14 +51,16 @@ def test_the_kernel_equals_softmax_attention_written_as_loops(x64):
     np.testing.assert_array_equal(found[0, 3], 0.0)
 
 
-def test_uniform_attention_averages_over_the_document_so_far(one_device):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_uniform_attention_averages_over_the_document_so_far(dtype, one_device):
     expected = LM2["expected"]
     segments_BS = np.array([expected["segment_ids"]])
     mask_BTS = attention_mask(segments_BS, segments_BS, 0, causal=True)
     np.testing.assert_array_equal(mask_BTS[0], np.array(expected["attend"], bool))
-    nothing = np.zeros((1, 8, 1, 1), np.float32)  # all scores 0, and value s at position s
-    v_BSKH = np.arange(8, dtype=np.float32).reshape(1, 8, 1, 1)
-    found = attended(one_device, nothing, nothing, v_BSKH, segments_BS, segments_BS, causal=True).ravel()
+    nothing = np.zeros((1, 8, 1, 1), dtype)  # all scores 0, and value s at position s
+    v_BSKH = np.arange(8, dtype=dtype).reshape(1, 8, 1, 1)
+    with jax.enable_x64(dtype == "float64"):
+        found = attended(one_device, nothing, nothing, v_BSKH, segments_BS, segments_BS, causal=True).ravel()
     np.testing.assert_allclose(found, expected["uniform_attention_output"], atol=1e-6)
     assert not np.allclose(found, expected["WRONG_output_if_plain_causal"])
 

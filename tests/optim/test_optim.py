@@ -11,25 +11,46 @@ import pytest
 from gptjax.optim.muon import orthogonalised
 from gptjax.optim.optimizer import OptimizerConfig, learning_rate, optimizer
 from gptjax.optim.schedule import schedule
+from gptjax.train.ppo import PpoConfig
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]["SFT3_schedules"]
 
 
-def test_fine_tuning_decays_by_a_cosine_to_a_tenth(x64):
+def close(lr, step, wanted, dtype):
+    np.testing.assert_allclose(lr(jnp.asarray(int(step))), wanted, rtol=1e-9 if dtype == "float64" else 2e-6)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    with jax.enable_x64(request.param == "float64"):
+        yield request.param
+
+
+def test_fine_tuning_decays_by_a_cosine_to_a_tenth(dtype):
     # lr(t) = peak * (0.1 + 0.9 * (1 + cos(pi t / steps)) / 2), no warm-up
     peak, steps = GOLDEN["inputs"]["sft_peak"], GOLDEN["inputs"]["sft_steps"]
     lr = learning_rate(OptimizerConfig(peak_lr=peak, schedule="cosine", final_fraction=0.1), steps)
     for step, wanted in GOLDEN["expected"]["sft_lr"].items():
-        np.testing.assert_allclose(lr(jnp.asarray(int(step))), wanted, rtol=1e-9)
+        close(lr, step, wanted, dtype)
 
 
-def test_ppo_warms_up_from_a_tenth_and_stays(x64):
+def test_ppo_warms_up_from_a_tenth_and_stays(dtype):
     # lr(t) = peak * (0.1 + 0.9 * t / 10) up to t = 10, then the peak
     peak, warmup = GOLDEN["inputs"]["ppo_peak"], GOLDEN["inputs"]["ppo_warmup_iters"]
     config = OptimizerConfig(peak_lr=peak, schedule="constant", warmup_steps=warmup, start_fraction=0.1)
     lr = learning_rate(config, GOLDEN["expected"]["ppo_iterations_256k"])
     for step, wanted in GOLDEN["expected"]["ppo_lr"].items():
-        np.testing.assert_allclose(lr(jnp.asarray(int(step))), wanted, rtol=1e-9)
+        close(lr, step, wanted, dtype)
+
+
+def test_the_sizes_of_instructgpt_follow_from_each_other():
+    # 64 prompts of at most C(9, 2) = 36 pairs; 256,000 episodes in rollouts of 512, each cut into minibatches of 64 and
+    # learnt once; 8 pre-training examples for each episode
+    expected, updates = GOLDEN["expected"], PpoConfig(prompts=512, minibatches=512 // 64, epochs=1).updates
+    assert expected["rm_max_comparisons_per_batch"] == 64 * 36
+    assert expected["ppo_iterations_256k"] == 256_000 // 512
+    assert expected["minibatch_updates"] == updates * 256_000 // 512
+    assert expected["pretrain_examples"] == 8 * 256_000
 
 
 @pytest.mark.parametrize(

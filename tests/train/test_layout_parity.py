@@ -14,6 +14,7 @@ from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.mesh import MeshConfig, make_mesh, put
 from gptjax.train.lm import lm_step
+from gptjax.train.mlm import mlm_step
 from gptjax.train.ppo import PpoConfig, ppo_step
 from gptjax.train.reward import reward_step
 from gptjax.train.rollout import collect
@@ -119,6 +120,7 @@ def ppo_task(config):
 TASKS = {
     "lm llama": lm_task("lm", lm_step),
     "lm gpt": lm_task("lm", lm_step, positions="learned", norm="layer", activation="gelu", bias=True, tied=False),
+    "mlm": lm_task("mlm", mlm_step),
     "sft dropout": lm_task("sft", sft_step, dropout=0.1),
     "reward": reward_task,
     "ppo": ppo_task,

@@ -12,6 +12,7 @@ from tables import bigram
 
 from gptjax.run.mesh import put
 from gptjax.train.lm import lm_step, lm_sums
+from gptjax.train.mlm import mlm_step
 from gptjax.train.sft import sft_step
 from gptjax.train.update import advance, initial_state, step_key
 from gptjax.types import LmBatch
@@ -88,7 +89,7 @@ def noisy():
     return dataclasses.replace(plain, hidden=hidden)
 
 
-@pytest.mark.parametrize("step", [lm_step, sft_step])
+@pytest.mark.parametrize("step", [lm_step, mlm_step, sft_step])
 def test_dropout_is_off_unless_asked_for_and_changes_with_the_step(step, one_device):
     table = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)
     rows, state = batch(one_device, [[0, 1, 2]], [[1, 2, 0]], [[1, 1, 1]]), start(table)

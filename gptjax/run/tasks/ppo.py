@@ -17,6 +17,7 @@ from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.task import Setup, Task
 from gptjax.run.tasks import lm
+from gptjax.run.tasks.corpus import corpus, packed_rows
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params
 from gptjax.train.ppo import PpoConfig, ppo_step
@@ -140,5 +141,5 @@ def _prompts(config: PpoTask) -> tuple[list[Any], list[Any]]:
 def _pretrain_rows(config: PpoTask, tokenizer: Any) -> Any:
     if config.ppo.ptx_coefficient == 0.0:
         return None
-    train, _ = lm.corpus(config.pretrain)
-    return lm.packed_rows(train, tokenizer, config.pretrain.row_tokens)
+    train, _ = corpus(config.pretrain)
+    return packed_rows(train, tokenizer, config.pretrain)[0]

@@ -12,6 +12,7 @@ import numpy as np
 
 from gptjax.data.conversations import Message, Turns, pack_conversations, read_conversations
 from gptjax.data.loader import batch_at
+from gptjax.data.packing import weighted_by_segment
 from gptjax.data.prompts import prompt_batch
 from gptjax.data.python_questions import questions
 from gptjax.eval.perplexity import heldout_loss
@@ -21,7 +22,7 @@ from gptjax.optim.optimizer import optimizer
 from gptjax.run.mesh import put
 from gptjax.run.progress import status
 from gptjax.run.task import Setup, Task
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, sampler
+from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, sampler, started
 from gptjax.train.lm import lm_sums
 from gptjax.train.sft import sft_step
 from gptjax.train.update import initial_state
@@ -35,7 +36,8 @@ class SftTask:
     start_from: stage of the recipe, or folder of a trained stage, whose weights and tokenizer are taken.
     conversations: JSON lines of {"messages": [{"role", "content"}, ...]}; None: questions about this Python's library.
     heldout_fraction: of the conversations (of the modules, with the default questions), never trained on.
-    turns: which of the assistant's turns are learnt.  reduction: mean over target tokens, or over conversations.
+    turns: which of the assistant's turns are learnt.  reduction: the training loss is the mean over target tokens, or
+    over conversations; the held-out one is always that over tokens.
     row_tokens: T.  prompt_tokens, answer_tokens: of held-out prompts and their answers when the model is examined.
     heldout_prompts: how many held-out prompts are answered.
     """
@@ -59,28 +61,26 @@ def build(config: SftTask, setup: Setup) -> Task:
     tokenizer = inherited_tokenizer(upstream, setup)
     with status("reading conversations"):
         train, heldout = conversations(config)
-    rows, heldout_rows = (
-        _reduced(pack_conversations(chosen, tokenizer, config.row_tokens, turns=config.turns)[0], config.reduction)
-        for chosen in (train, heldout)
+    (rows, packed), (heldout_rows, _) = (
+        pack_conversations(chosen, tokenizer, config.row_tokens, turns=config.turns) for chosen in (train, heldout)
     )
+    if config.reduction == "example":
+        rows = weighted_by_segment(rows)
     model = language_model(setup.model)
     tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
     sums = jax.jit(partial(lm_sums, model=model, loss_chunks=config.loss_chunks))
     place = partial(put, mesh=setup.mesh)
     sampling = SamplingConfig(max_new_tokens=config.answer_tokens)
     answer = sampler(model, setup, tokenizer, sampling)
-    asked = [_prompt(messages) for messages in heldout]
+    examined = [messages for messages in heldout if messages[0]["role"] != "assistant"]
+    asked = [_prompt(messages) for messages in examined]
     prompts, report = prompt_batch(asked, tokenizer, config.prompt_tokens)
     prompts = jax.tree.map(lambda x: x[: config.heldout_prompts], prompts)
-    references = [_reference(heldout[index]) for index in report.kept[: config.heldout_prompts]]
+    references = [_reference(examined[index]) for index in report.kept[: config.heldout_prompts]]
     shown = [asked[index][-1]["content"] for index in report.kept[: config.heldout_prompts]]
 
-    def start(state):
-        params, _ = load_params(model, upstream, setup.mesh)
-        return jax.jit(lambda params, key: initial_state(params, tx, jax.random.wrap_key_data(key)))(params, state.key)
-
     def evaluate(state):
-        figures = heldout_loss(partial(sums, state), heldout_rows, setup.batch_size, place, tokenizer.token_bytes_V)
+        figures = heldout_loss(partial(sums, state), heldout_rows, setup.batch_size, place)
         return {f"eval/{name}": figures[name] for name in ("nats_per_token", "accuracy")}
 
     def finish(state):
@@ -93,13 +93,16 @@ def build(config: SftTask, setup: Setup) -> Task:
         return state, figures | {
             "end_rate": float(np.mean([given.ended for given in found])),
             "answer_tokens": float(np.mean([len(given.tokens) for given in found])),
+            "conversations": packed.conversations,
+            "conversations_truncated": packed.truncated,
+            "conversations_dropped": packed.dropped,
             "answers": table[:20],
         }
 
     step = partial(sft_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=setup.model.dropout > 0)
     return Task(
         init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
-        start=start,
+        start=started(model, tx, setup, config.start_from),
         data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed),
         step=step,
         evaluate=evaluate,
@@ -135,17 +138,6 @@ def _prompt(messages: Sequence[Message]) -> Sequence[Message]:
 
 def _reference(messages: Sequence[Message]) -> str:
     return next(message["content"] for message in messages if message["role"] == "assistant")
-
-
-def _reduced(rows: LmBatch, reduction: Literal["token", "example"]) -> LmBatch:
-    """Weights of 1, or of 1 / (targets of the conversation)."""
-    if reduction == "token":
-        return rows
-    weights_BT = np.zeros_like(rows.weights_BT)
-    for segment in range(1, int(rows.segments_BT.max()) + 1):
-        inside_BT = (rows.segments_BT == segment) & (rows.weights_BT > 0)
-        weights_BT += inside_BT / np.maximum(inside_BT.sum(axis=1, keepdims=True), 1)
-    return LmBatch(**(vars(rows) | {"weights_BT": weights_BT.astype(np.float32)}))
 
 
 def _fraction(messages: Sequence[Message]) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptjax import dims
@@ -19,7 +20,8 @@ from gptjax.model.config import ModelConfig
 from gptjax.run.checkpoint import load_model
 from gptjax.run.mesh import put
 from gptjax.run.task import Setup
-from gptjax.types import Model, Params, PromptBatch, ScalarModel
+from gptjax.train.update import initial_state
+from gptjax.types import Model, Params, PromptBatch, ScalarModel, TrainState
 
 
 def inherited_tokenizer(folder: Path, setup: Setup) -> Tokenizer:
@@ -66,6 +68,20 @@ def load_params(
     abstract = {"params": jax.tree.map(struct, shapes, model.letters), "extra": dict.fromkeys(scalars, scalar)}
     loaded = load_model(folder, abstract)
     return loaded["params"], loaded["extra"]
+
+
+def started(
+    model: Model, tx: optax.GradientTransformation, setup: Setup, start_from: str | None
+) -> Callable[[TrainState], TrainState]:
+    """What puts the weights of another stage in place of random ones; the identity when there is none."""
+    if start_from is None:
+        return lambda state: state
+
+    def start(state: TrainState) -> TrainState:
+        params, _ = load_params(model, setup.stage_folder(start_from), setup.mesh)
+        return jax.jit(lambda params, key: initial_state(params, tx, jax.random.wrap_key_data(key)))(params, state.key)
+
+    return start
 
 
 def sampler(

@@ -4,7 +4,7 @@ import lzma
 
 import pytest
 
-from gptjax.run.tasks.lm import LmTask, corpus, pieces, xz_bits_per_byte
+from gptjax.run.tasks.corpus import CorpusConfig, corpus, pieces, xz_bits_per_byte
 
 
 def test_pieces_end_at_line_ends_and_lose_nothing():
@@ -18,7 +18,7 @@ def test_pieces_end_at_line_ends_and_lose_nothing():
 def test_a_single_large_file_can_be_trained_on(tmp_path):
     path = tmp_path / "big.txt"
     path.write_text("".join(f"This is sentence number {i} of a long text.\n" for i in range(20_000)))
-    train, heldout = corpus(LmTask(corpus=path))
+    train, heldout = corpus(CorpusConfig(corpus=path))
     assert len(train) > len(heldout) > 0
     assert not {document.text for document in train} & {document.text for document in heldout}
 
@@ -27,7 +27,7 @@ def test_a_corpus_without_anything_to_hold_out_is_refused(tmp_path):
     path = tmp_path / "small.txt"
     path.write_text("one line\n")
     with pytest.raises(ValueError, match="1 documents are too few to hold 10% of them out"):
-        corpus(LmTask(corpus=path))
+        corpus(CorpusConfig(corpus=path))
 
 
 def test_xz_is_measured_on_the_compressed_file():

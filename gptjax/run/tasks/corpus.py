@@ -1,0 +1,163 @@
+"""The corpus of pre-training: read, partly held out, tokenised, packed into rows; for every objective on plain text."""
+
+import dataclasses
+import hashlib
+import lzma
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gptjax.data import python_docs
+from gptjax.data.packing import Long, PackingReport, pack
+from gptjax.data.sources import Document, read_documents
+from gptjax.data.tokenizer import Tokenizer, train_tokenizer
+from gptjax.run.progress import status
+from gptjax.run.task import Setup
+from gptjax.run.tasks.upstream import check_model, inherited_tokenizer
+from gptjax.types import LmBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Where the text comes from and how it becomes rows.
+
+    corpus: a .txt, .jsonl or .gz file or a folder of them; None: the documentation of the Python that runs this.
+    field: of a JSON line, the text.  include_source: with the default corpus, library source code too.
+    heldout_fraction: of the corpus (of the modules, with the default corpus), never trained on.
+    tokenizer: a sentencepiece model; None: that of the stage started from, else one is trained on the corpus with
+    model.vocab_size tokens.
+    row_tokens: T.  long: documents of more tokens are split into pieces that are all kept, truncated, or dropped.
+    """
+
+    corpus: Path | None = None
+    field: str = "text"
+    include_source: bool = True
+    heldout_fraction: float = 0.1
+    tokenizer: Path | None = None
+    row_tokens: int = 256
+    long: Long = "split"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.heldout_fraction < 1.0:
+            raise ValueError(f"task.heldout_fraction must lie between 0 and 1, got {self.heldout_fraction}")
+        if self.row_tokens < 2:
+            raise ValueError(f"task.row_tokens must be at least 2, got {self.row_tokens}")
+
+
+class Corpus(NamedTuple):
+    """Documents and the rows that they were packed into; `packing` is the report of the training rows."""
+
+    train: list[Document]
+    heldout: list[Document]
+    tokenizer: Tokenizer
+    rows: LmBatch
+    heldout_rows: LmBatch
+    packing: PackingReport
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a document, their split or the tokenizer does."""
+        return f"{python_docs.fingerprint([*self.train, *self.heldout])[:16]}-{self.tokenizer.fingerprint[:16]}"
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What a stage's result says of packing."""
+        report = dataclasses.asdict(self.packing)
+        return {f"packing_{name}": report[name] for name in ("documents", "dropped_tokens", "rows", "fill")}
+
+
+def read_corpus(config: CorpusConfig, setup: Setup, start_from: str | None) -> Corpus:
+    """The corpus with its tokenizer at hand and its rows packed.
+
+    Args:
+        config: what to read.
+        setup: of the stage.
+        start_from: stage or folder whose model and tokenizer this stage goes on with (None: from scratch).
+
+    Raises:
+        ValueError: rows are longer than the model's context, the text is too little or damaged, or the tokenizer or
+            the model that `start_from` trained does not fit.
+    """
+    if config.row_tokens > setup.model.max_length:
+        raise ValueError(f"task.row_tokens {config.row_tokens} is above model.max_length {setup.model.max_length}")
+    if start_from is not None:
+        check_model(setup.stage_folder(start_from), setup.model)
+    with status("reading the corpus"):
+        train, heldout = corpus(config)
+    with status("preparing the tokenizer"):
+        tokenizer = corpus_tokenizer(config, setup, start_from, train)
+    with status("packing rows"):
+        rows, report = packed_rows(train, tokenizer, config)
+        heldout_rows, _ = packed_rows(heldout, tokenizer, config)
+    return Corpus(train, heldout, tokenizer, rows, heldout_rows, report)
+
+
+def corpus(config: CorpusConfig) -> tuple[list[Document], list[Document]]:
+    """(training documents, held-out documents)."""
+    if config.corpus is None:
+        train = python_docs.documents("train", include_source=config.include_source, fraction=config.heldout_fraction)
+        return train, python_docs.documents("heldout", fraction=config.heldout_fraction)
+    documents = [
+        Document(text=piece, origin=document.origin)
+        for document in read_documents(config.corpus, field=config.field)
+        for piece in pieces(document.text)
+    ]
+    heldout = [document for document in documents if _fraction(document.text) < config.heldout_fraction]
+    train = [document for document in documents if _fraction(document.text) >= config.heldout_fraction]
+    if not heldout or not train:
+        raise ValueError(
+            f"{config.corpus}: {len(documents)} documents are too few to hold {config.heldout_fraction:.0%} of them "
+            "out: split the text into more documents, or change task.heldout_fraction"
+        )
+    return train, heldout
+
+
+def pieces(text: str, characters: int = 8192) -> list[str]:
+    """The text cut at line ends into pieces of about this length, so that some of a single large file can be held out.
+
+    A line longer than that is a piece by itself.
+    """
+    found, lines, size = [], [], 0
+    for line in text.splitlines(keepends=True):
+        if lines and size + len(line) > characters:
+            found.append("".join(lines))
+            lines, size = [], 0
+        lines.append(line)
+        size += len(line)
+    return [*found, "".join(lines)] if lines else found
+
+
+def corpus_tokenizer(config: CorpusConfig, setup: Setup, start_from: str | None, train: list[Document]) -> Tokenizer:
+    """The stage's own tokenizer if it is there already, that of `start_from`, the one configured, or a new one."""
+    path = setup.folder / "tokenizer.model"
+    if start_from is not None:
+        if config.tokenizer is not None:
+            raise ValueError(f"task.tokenizer {config.tokenizer} clashes with task.start_from {start_from!r}: give one")
+        return inherited_tokenizer(setup.stage_folder(start_from), setup)
+    source = path if path.exists() else config.tokenizer
+    if source is not None:
+        tokenizer = Tokenizer.load(source)
+    else:
+        tokenizer = train_tokenizer((document.text for document in train), setup.model.vocab_size)
+    if tokenizer.vocab_size != setup.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer {source} has {tokenizer.vocab_size} tokens, model.vocab_size is {setup.model.vocab_size}"
+        )
+    if not path.exists():
+        tokenizer.save(path)
+    return tokenizer
+
+
+def xz_bits_per_byte(raw: bytes) -> float:
+    """What `xz -9e` makes of the text, in bits per byte: the figure to beat."""
+    return 8 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)) / len(raw)
+
+
+def packed_rows(documents: list[Document], tokenizer: Tokenizer, config: CorpusConfig) -> tuple[LmBatch, PackingReport]:
+    """Every document after a BOS token, packed into rows."""
+    ids = [[tokenizer.bos_id, *tokenizer.encode(document.text)] for document in documents]
+    return pack(ids, config.row_tokens, pad_id=tokenizer.pad_id, long=config.long)
+
+
+def _fraction(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
