@@ -1,4 +1,4 @@
-"""The command line: `gptjax run | generate | chat`."""
+"""The command line: `gptjax run | curate | generate | chat`."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ USER_ERROR = 2  # a mistake of the user's: do not restart
 
 _EXAMPLES = {
     "run": "gptjax run experiments/chatgpt_mini.py --workdir runs/mini --seed 1",
+    "curate": "gptjax curate prompts.jsonl curated --field prompt --user-field user --json",
     "generate": "gptjax generate runs/chatgpt_mini --prompt 'What does `os.path.join` do?'",
     "chat": "gptjax chat runs/chatgpt_mini --stage sft",
 }
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", help="Python file with a function experiment() or recipe(); FILE:NAME for another name")
     run.add_argument("--workdir", type=Path, help="folder of the run (default: runs/FILE)")
     run.add_argument("--devices", type=int, help="simulate this many devices on the CPU")
+    _add_curate(commands)
     for name, command, text in (
         ("generate", _generate, "answer one prompt"),
         ("chat", _chat, "talk to a trained model"),
@@ -55,6 +57,19 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--prompt", required=True)
             sub.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_curate(commands) -> None:
+    curate = _command(commands, "curate", _curate, "drop near-duplicate and personal prompts and split them by user")
+    curate.add_argument("file", type=Path, help="JSON lines, one prompt each")
+    curate.add_argument("folder", type=Path, help="where train.jsonl, valid.jsonl, test.jsonl and curation.json go")
+    curate.add_argument("--field", default="prompt", help="of a line, the prompt: text or messages (default: prompt)")
+    curate.add_argument("--user-field", default="user", help="of a line, whom it comes from (default: user)")
+    curate.add_argument("--prefix-characters", type=int, default=100, help="equal beginnings of this length are one")
+    curate.add_argument("--prompts-per-user", type=int, default=200, help="most prompts of one user")
+    curate.add_argument("--valid", type=float, default=0.1, help="share of the users")
+    curate.add_argument("--test", type=float, default=0.1, help="share of the users")
+    curate.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
 
 def _command(commands, name: str, function, text: str) -> argparse.ArgumentParser:
@@ -90,6 +105,28 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     print(f"report: {report}")
     if {"sft", "ppo"} & set(recipe.stages):
         print(f"talk to it: gptjax chat {report.parent}")
+
+
+def _curate(args: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest)
+    import json
+
+    from gptjax.data.curate import CurationConfig
+    from gptjax.run.curation import curate_file
+
+    config = CurationConfig(
+        prefix_characters=args.prefix_characters,
+        prompts_per_user=args.prompts_per_user,
+        valid=args.valid,
+        test=args.test,
+    )
+    report = curate_file(args.file, args.folder, config, field=args.field, user_field=args.user_field)
+    if args.json:
+        print(json.dumps(report))
+        return
+    print(f"{report['prompts']} prompts: " + ", ".join(f"{n} {split}" for split, n in report["kept"].items()))
+    for reason, n in report["dropped"].items():
+        print(f"dropped {n}: {reason}")
 
 
 def _generate(args: argparse.Namespace, rest: list[str]) -> None:
