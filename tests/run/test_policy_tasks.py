@@ -9,6 +9,8 @@ import optax
 import pytest
 
 from gptjax import cli
+from gptjax.data.pairs import preference_batch
+from gptjax.data.preferences import Comparison, Response
 from gptjax.data.tokenizer import train_tokenizer
 from gptjax.eval.answers import Answer
 from gptjax.model.config import ModelConfig
@@ -18,8 +20,8 @@ from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.driver import run
 from gptjax.run.experiment import Experiment, Recipe, check_layout
 from gptjax.run.mesh import MeshConfig, make_mesh
-from gptjax.run.metrics import read_metrics, same_losses
-from gptjax.run.tasks.dpo import DpoTask
+from gptjax.run.metrics import read_metrics
+from gptjax.run.tasks.dpo import DpoTask, reference_rows
 from gptjax.run.tasks.grpo import GrpoTask
 from gptjax.run.tasks.judge import Judge
 from gptjax.run.tasks.rejection import RejectionTask, winner
@@ -119,19 +121,24 @@ def test_dpo_learns_the_ranking_from_ln_2_on_and_can_talk(untrained, one_device_
     assert {answer["dpo"] for answer in found["answers"]}
     talks(workdir, "dpo", capsys)
     assert "The training margin rose" in report.read_text(encoding="utf-8")
-    # a resume takes the stored reference numbers and gives the same losses
-    stored = (workdir / "dpo" / "data" / "reference_train.npz").read_bytes()
-    again = tmp_path / "again"
-    (again / "dpo" / "data").mkdir(parents=True)
-    for split in ("train", "heldout"):
-        name = f"reference_{split}.npz"
-        (again / "dpo" / "data" / name).write_bytes((workdir / "dpo" / "data" / name).read_bytes())
-    (again / "recipe.json").write_text((workdir / "recipe.json").read_text())
-    for name in ("config.txt", "model.json"):
-        (again / "dpo" / name).write_text((workdir / "dpo" / name).read_text())
-    run(recipe("dpo", dpo_task(untrained)), again)
-    assert (again / "dpo" / "data" / "reference_train.npz").read_bytes() == stored
-    assert same_losses(workdir / "dpo" / "metrics.jsonl", again / "dpo" / "metrics.jsonl") == []
+
+
+def test_reference_numbers_are_computed_once_and_then_read(tmp_path):
+    both = [Response(content="a"), Response(content="b")]
+    prompts = [[{"role": "user", "content": str(n)}] for n in range(5)]
+    comparisons = [Comparison(messages=messages, responses=both, ranks=[1, 2]) for messages in prompts]
+    rows, _ = preference_batch(comparisons, train_tokenizer(TEXTS, TINY.vocab_size), 16, pairs="all")
+    calls = []
+
+    def logps(batch):
+        calls.append(len(batch.lengths_BC))
+        return batch.tokens_BCT.sum(axis=2) / 7.0
+
+    first = reference_rows(rows, tmp_path / "data" / "x.npz", logps, 2)
+    again = reference_rows(jax.tree.map(lambda x: x[::-1], rows), tmp_path / "data" / "x.npz", logps, 2)
+    assert calls == [2, 2, 2]
+    np.testing.assert_array_equal(first.logp_ref_BC, (rows.tokens_BCT.sum(axis=2) / 7.0).astype(np.float32))
+    np.testing.assert_array_equal(again.logp_ref_BC, first.logp_ref_BC[::-1])
 
 
 def test_grpo_updates_on_whole_groups_and_can_talk(untrained, one_device_runs, tmp_path, capsys):
