@@ -14,7 +14,7 @@ from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.mesh import MeshConfig, make_mesh, put
 from gptjax.train.lm import lm_step
-from gptjax.train.ppo import PpoConfig, ppo_step
+from gptjax.train.ppo import PpoConfig, initial_extra, ppo_step
 from gptjax.train.reward import reward_step
 from gptjax.train.rollout import collect
 from gptjax.train.sft import sft_step
@@ -62,7 +62,7 @@ def state_of(params, tx):
         opt_state=tx.init(params),
         key=key,
         frozen={},
-        extra={"kl_coefficient": jnp.asarray(0.1)},
+        extra=initial_extra(PPO, {}),
     )
 
 
