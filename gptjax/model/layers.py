@@ -155,7 +155,8 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, Cache]:
         """One position (T = 1) against the cache, whose slot `index` of this layer it fills in place."""
         q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(self.attention_norm(h_BTD), positions_BT, decoding=True)
-        slot = (layer, 0, index, 0, 0)
+        zero = jnp.zeros((), index.dtype)
+        slot = (layer.astype(index.dtype), zero, index, zero, zero)
         cache = Cache(
             k_LBSKH=jax.lax.dynamic_update_slice(cache.k_LBSKH, k_BTKH[None], slot),
             v_LBSKH=jax.lax.dynamic_update_slice(cache.v_LBSKH, v_BTKH[None], slot),

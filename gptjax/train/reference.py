@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax.types import Params
+from gptjax.types import Model, Params
 
 Holding = Literal["copy", "bfloat16", "host"]
 
@@ -50,7 +50,7 @@ def held(params: Params, how: Holding) -> Params:
     return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("pinned_host")), params)
 
 
-def upper_layers(params: Params, roles: Params, letters: Params, frozen_layers: int) -> UpperLayers:
+def upper_layers(params: Params, policy: Model, frozen_layers: int) -> UpperLayers:
     """The part of the reference that a policy with so many frozen layers does not share.
 
     Raises:
@@ -66,7 +66,7 @@ def upper_layers(params: Params, roles: Params, letters: Params, frozen_layers: 
         elif role != "embedding":
             leaves[jax.tree_util.keystr(path)] = x
 
-    jax.tree_util.tree_map_with_path(keep, params, roles, letters)
+    jax.tree_util.tree_map_with_path(keep, params, policy.roles, policy.letters)
     return UpperLayers(leaves=leaves)
 
 
@@ -91,24 +91,22 @@ def reference_params(reference: Params | UpperLayers, policy_params: Params) -> 
 
 
 def with_frozen_layers(
-    optimizer: optax.GradientTransformation, roles: Params, letters: Params, frozen_layers: int
+    optimizer: optax.GradientTransformation, policy: Model, frozen_layers: int
 ) -> optax.GradientTransformation:
-    """The optimizer with gradient and update of the lowest layers and of the embeddings at zero."""
+    """The optimizer of {"policy", "value"} with the policy's lowest layers and embeddings left as they are."""
 
     def zeroed(updates: Params, params: Any = None) -> Params:
         del params
 
         def own(x, role, letter):
-            if isinstance(x, optax.MaskedNode):
-                return x
             if letter.startswith("L"):
                 return x.at[:frozen_layers].set(0.0)
             return jnp.zeros_like(x) if role == "embedding" else x
 
-        return jax.tree.map(own, updates, roles, letters, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+        return updates | {"policy": jax.tree.map(own, updates["policy"], policy.roles, policy.letters)}
 
     freeze = optax.stateless(zeroed)
-    return optax.chain(freeze, optimizer, freeze)
+    return optax.chain(freeze, optimizer, freeze)  # before: out of the norm that is clipped; after: no weight decay
 
 
 def _on_device(x: jax.Array) -> jax.Array:

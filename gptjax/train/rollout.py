@@ -46,7 +46,8 @@ def collect(
     tokens_BR, mask_BR, logp_sampler_BR = generate_with_logp(
         policy, state.params["policy"], state.frozen, batch.prompts, key, sampling=sampling, end_id=end_id
     )
-    rows = dict(zip(_ROWS, full_rows(batch.prompts, tokens_BR, mask_BR), strict=True))
+    tokens_BT, segments_BT, positions_BT = full_rows(batch.prompts, tokens_BR, mask_BR)
+    rows = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "positions_BT": positions_BT}
     ended_B = jnp.any(mask_BR & (tokens_BR == end_id), axis=1)
     raw_B = last_score(scalar, frozen_models["reward"], state.frozen, rows)
     scores_B = finished_scores(frozen_models["reward_gain"] * raw_B + frozen_models["reward_bias"], ended_B, config)
@@ -81,9 +82,6 @@ def collect(
         logp_sampler_BR=logp_sampler_BR,
         version=state.step // config.updates,
     )
-
-
-_ROWS = ("tokens_BT", "segments_BT", "positions_BT")
 
 
 def full_rows(prompts: PromptBatch, tokens_BR: jax.Array, mask_BR: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -50,6 +50,8 @@ def test_updates_start_at_ratio_one_and_leave_the_reference_alone(ppo):
     np.testing.assert_allclose([metrics["ppo/approx_kl_k2_nats"], metrics["ppo/approx_kl_k3_nats"]], 0.0, atol=1e-6)
     assert abs(metrics["ppo/policy_loss"]) < 1e-5
     assert metrics["optim/grad_norm_policy"] > 1e-4
+    # the cache that sampled and the forward pass that trains say the same of the tokens
+    assert 0.0 < metrics["ppo/sampler_gap_mean_nats"] <= metrics["ppo/sampler_gap_max_nats"] < 1e-5
     last, _ = step(after, rollout)
     jax.tree.map(np.testing.assert_array_equal, reference, kept)
     moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), last.params["policy"], reference)

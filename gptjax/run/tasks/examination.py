@@ -15,6 +15,8 @@ from gptjax.generate.engine import SamplingConfig
 from gptjax.run.mesh import put
 from gptjax.run.task import Setup
 from gptjax.run.tasks.upstream import sampler
+from gptjax.train.ppo import served_policy
+from gptjax.train.reference import reference_params
 from gptjax.train.response import response_logp
 from gptjax.train.rollout import full_rows, last_score
 from gptjax.types import Model, Params, PromptBatch, ScalarModel, TrainState
@@ -48,7 +50,7 @@ class Examination:
 
     def brief(self, state: TrainState, key: jax.Array) -> dict[str, float]:
         """Mean gold and proxy score, KL and end rate of one answer to each prompt."""
-        proxy_B1, gold_B1, kl_B1, found = self.scores(state.params["policy"], key, 1)
+        proxy_B1, gold_B1, kl_B1, found = self.scores(served_policy(state), key, 1)
         figures = {
             "eval/proxy_score": float(proxy_B1.mean()),
             "eval/kl_nats": float(kl_B1.mean()),
@@ -59,9 +61,11 @@ class Examination:
     def full(self, state: TrainState, key: jax.Array) -> dict[str, Any]:
         """Everything that the report shows of PPO."""
         times, many = self.config.heldout_samples, max(self.config.best_of, self.config.heldout_samples)
-        proxy_BN, gold_BN, kl_BN, after = self.scores(state.params["policy"], key, times)
-        proxy_sft_BN, gold_sft_BN, _, before = self.scores(self.frozen["reference"], jax.random.fold_in(key, 1), many)
+        proxy_BN, gold_BN, kl_BN, after = self.scores(served_policy(state), key, times)
+        reference = reference_params(self.frozen["reference"], state.params["policy"])
+        proxy_sft_BN, gold_sft_BN, _, before = self.scores(reference, jax.random.fold_in(key, 1), many)
         found: dict[str, Any] = {
+            "policy_weights": "average" if "average" in state.extra else "last",
             "proxy_ppo": float(proxy_BN.mean()),
             "proxy_sft": float(proxy_sft_BN.mean()),
             "kl_nats": float(kl_BN.mean()),
@@ -141,7 +145,7 @@ class Examination:
                 responses=size,
                 temperature=self.config.ppo.temperature,
             )[0]
-            for own in (params, frozen["reference"])
+            for own in (params, reference_params(frozen["reference"], params))
         )
         kl_B = jax.numpy.sum(jax.numpy.where(mask_BR, logp_BR - reference_BR, 0.0), axis=1)
         return frozen["reward_gain"] * raw_B + frozen["reward_bias"], kl_B
