@@ -1,4 +1,4 @@
-"""A Transformer with a scalar head: the reward model and the value model."""
+"""Scalar heads: on a Transformer of its own (reward and value model), and on the hidden states of another model."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,22 @@ class ScalarTransformer(nnx.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         """f32[B, T], the scalar at each position."""
-        h_BTD = self.trunk(tokens_BT, segments_BT, positions_BT, key=key)
-        h_BTD = h_BTD.astype(jnp.promote_types(h_BTD.dtype, jnp.float32))
-        values_BT = jnp.einsum("BTD,D->BT", h_BTD, use(self.head_D, "D", h_BTD.dtype))
-        return values_BT + use(self.bias_1, "1", h_BTD.dtype)[None]
+        return _scalars(self.trunk(tokens_BT, segments_BT, positions_BT, key=key), self.head_D, self.bias_1)
+
+
+class ValueHeadLayer(nnx.Module):
+    """One number per position from hidden states; it starts at zero, so that no value is better than another."""
+
+    def __init__(self, config: ModelConfig):
+        self.head_D = declare(config, "D", "matrix")
+        self.bias_1 = declare(config, "1", "bias")
+
+    def __call__(self, h_BTD: jax.Array) -> jax.Array:
+        """f32[B, T]."""
+        return _scalars(h_BTD, self.head_D, self.bias_1)
+
+
+def _scalars(h_BTD: jax.Array, head_D: nnx.Param, bias_1: nnx.Param) -> jax.Array:
+    h_BTD = h_BTD.astype(jnp.promote_types(h_BTD.dtype, jnp.float32))
+    values_BT = jnp.einsum("BTD,D->BT", h_BTD, use(head_D, "D", h_BTD.dtype))
+    return values_BT + use(bias_1, "1", h_BTD.dtype)[None]

@@ -12,9 +12,9 @@ from jax.sharding import reshard
 
 from gptjax import dims
 from gptjax.model.config import ModelConfig
-from gptjax.model.heads import ScalarTransformer
+from gptjax.model.heads import ScalarTransformer, ValueHeadLayer
 from gptjax.model.transformer import Transformer
-from gptjax.types import Model, Params, ScalarModel
+from gptjax.types import Model, Params, ScalarModel, ValueHead
 
 
 def language_model(config: ModelConfig) -> Model:
@@ -62,6 +62,18 @@ def scalar_model(config: ModelConfig) -> ScalarModel:
     return ScalarModel(
         init=partial(_init, module),
         values=values,
+        roles=_metadata(module, "role"),
+        letters=_metadata(module, "letters"),
+    )
+
+
+def value_head(config: ModelConfig) -> ValueHead:
+    """A scalar head for the hidden states of `language_model(config)`, as a record; all zero at the start."""
+    module = ValueHeadLayer(config)
+    graph, _ = nnx.split(module)
+    return ValueHead(
+        init=partial(_init, module),
+        values=lambda params, h_BTD: nnx.merge(graph, params)(h_BTD),
         roles=_metadata(module, "role"),
         letters=_metadata(module, "letters"),
     )

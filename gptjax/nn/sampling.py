@@ -58,6 +58,13 @@ def _drawn(logits_BV: jax.Array, key: jax.Array, *, group: int = 64) -> jax.Arra
     return (chosen_B * group + jnp.minimum(within_B, last_B)).astype(jnp.int32)
 
 
+def token_log_probability(logits_BV: jax.Array, token_B: jax.Array, *, temperature: float) -> jax.Array:
+    """f32[B] (nats), log-probability of a token under the whole tempered distribution; temperature is positive."""
+    logits_BV = reshard(logits_BV, PartitionSpec(dims.BATCH_AXES, None)) / temperature
+    is_token_BV = jnp.arange(logits_BV.shape[-1])[None] == token_B[:, None]
+    return jnp.sum(jnp.where(is_token_BV, logits_BV, 0.0), axis=-1) - jax.nn.logsumexp(logits_BV, axis=-1)
+
+
 def _nucleus_floor(logits_BV: jax.Array, top_p: float) -> jax.Array:
     """Smallest logit [B, 1] that belongs to the nucleus: tokens until the mass before them reaches top_p."""
     descending_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)

@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import optax
 
+from gptjax.optim.adam import scale_by_adam_tf
 from gptjax.optim.muon import scale_by_muon
 from gptjax.optim.schedule import ScheduleName, schedule
 from gptjax.types import Params
@@ -17,7 +18,9 @@ class OptimizerConfig:
 
     name: adamw, or muon (matrices by Muon, everything else by AdamW; one learning rate serves both).
     peak_lr: largest learning rate.  schedule, warmup_steps, start_fraction, final_fraction: see gptjax.optim.schedule.
-    b1, b2, eps: Adam's.  weight_decay: decoupled, per unit of learning rate.  clip_norm: largest global gradient norm.
+    b1, b2, eps: Adam's.  eps_mode: paper (eps is added after bias correction, as optax and PyTorch do) or tf (before
+    it, as in TensorFlow 1 and OpenAI's PPO: smaller early steps).
+    weight_decay: decoupled, per unit of learning rate.  clip_norm: largest global gradient norm.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -29,6 +32,7 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
+    eps_mode: Literal["paper", "tf"] = "paper"
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
 
@@ -64,7 +68,8 @@ def optimizer(config: OptimizerConfig, steps: int, roles: Params, letters: Param
         letters: dimensions of each parameter (see gptjax.dims).
     """
     is_matrix = jax.tree.map(lambda role: role == "matrix", roles)
-    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    moments = optax.scale_by_adam if config.eps_mode == "paper" else scale_by_adam_tf
+    adam = moments(b1=config.b1, b2=config.b2, eps=config.eps)
     direction = adam
     if config.name == "muon":
         by_muon = jax.tree.map(lambda matrix, letter: matrix and letter.startswith("L"), is_matrix, letters)

@@ -88,16 +88,18 @@ class Checkpoints:
 
 
 def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
-    """`params` and `extra` of the newest checkpoint in a stage's folder, in the given layout.
+    """What is asked for of `params` and `extra` in the newest checkpoint of a stage's folder, in the given layout.
 
     Args:
         folder: the stage's folder (with `checkpoints` in it).
-        abstract_model: {"params", "extra"} of jax.ShapeDtypeStruct with shardings.
+        abstract_model: {"params", "extra"}, or any part of that tree, of jax.ShapeDtypeStruct with shardings.
 
     Raises:
         ValueError: no checkpoint there.
     """
-    with ocp.training.Checkpointer(str((folder / "checkpoints").absolute())) as checkpointer:
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context, ocp.training.Checkpointer(str((folder / "checkpoints").absolute())) as checkpointer:
         if checkpointer.latest is None:
             raise ValueError(f"no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
         return checkpointer.load_checkpointables(checkpointer.latest, {"model": abstract_model})["model"]

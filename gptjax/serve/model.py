@@ -1,7 +1,7 @@
 """A trained model, ready to talk: found in the folder of a run."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,10 @@ import jax
 
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.model.config import ModelConfig
-from gptjax.model.pure import language_model, scalar_model
+from gptjax.model.pure import language_model
 from gptjax.run.mesh import MeshConfig, make_mesh
 from gptjax.run.start import start_jax
-from gptjax.run.tasks.upstream import load_params
+from gptjax.run.tasks.upstream import load_policy
 from gptjax.types import Model, Params
 
 _TALKS = ("lm", "sft", "ppo", "dpo", "grpo", "rejection")
@@ -44,7 +44,7 @@ def load(run: Path, stage: str | None) -> LoadedModel:
     tokenizer = Tokenizer.load(_existing(folder / "tokenizer.model"))
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        params = _params(config, folder, task, mesh)
+        params = load_policy(language_model(config), folder, mesh)
     return LoadedModel(
         model=language_model(config),
         params=params,
@@ -83,19 +83,6 @@ def choose_stage(run: Path, stage: str | None) -> tuple[str, str]:
 
 
 _LISTED = f"{', '.join(_TALKS[:-1])} or {_TALKS[-1]} stage"
-
-
-def _params(config: ModelConfig, folder: Path, task: str, mesh: Any) -> Params:
-    policy = language_model(config)
-    if task != "ppo":
-        return load_params(policy, folder, mesh)[0]
-    scalar = scalar_model(config)
-    both = replace(
-        policy,
-        init=lambda key: {"policy": policy.init(key), "value": scalar.init(key)},
-        letters={"policy": policy.letters, "value": scalar.letters},
-    )
-    return load_params(both, folder, mesh, ("kl_coefficient",))[0]["policy"]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from gptjax import dims
 from gptjax.losses.cross_entropy import chunked_nll
 from gptjax.model.config import ModelConfig
-from gptjax.model.pure import language_model, scalar_model
+from gptjax.model.pure import language_model, scalar_model, value_head
 
 CONFIG = ModelConfig(vocab_size=20, layers=2, width=8, heads=4, kv_heads=2, hidden=12, max_length=16, bias=True)
 GPT = {"positions": "learned", "norm": "layer", "activation": "gelu"}
 
 
-@pytest.mark.parametrize("make", [language_model, scalar_model])
+@pytest.mark.parametrize("make", [language_model, scalar_model, value_head])
 def test_letters_spell_the_shape_and_the_layout_of_every_parameter(make):
     # on the mesh of a pod that is not there
     model = make(CONFIG)
@@ -128,3 +128,13 @@ def test_costs_by_hand():
     assert CONFIG.matmul_parameters() == 2 * (192 + 288) + 160
     # 6 * 1120 + 12 * L 2 * N 4 * H 2 * 16 / 2
     assert CONFIG.train_flops_per_token(16) == 6 * 1120 + 12 * 16 * 8
+
+
+def test_a_value_head_starts_at_zero_and_is_linear(one_device):
+    # h . head + bias with head (1, 2, 0, ...) and bias 3, on h = (1, .5, 9, ...): 1 + 1 + 3
+    head = value_head(CONFIG)
+    params = jax.jit(head.init)(jax.random.key(0))
+    h_BTD = jnp.full((1, 1, 8), 9.0).at[0, 0, :2].set(jnp.asarray([1.0, 0.5]))
+    assert not np.asarray(head.values(params, h_BTD)).any()
+    changed = {"head_D": jnp.zeros(8).at[:2].set(jnp.asarray([1.0, 2.0])), "bias_1": jnp.asarray([3.0])}
+    np.testing.assert_allclose(head.values(changed, h_BTD), [[5.0]])

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gptjax.types import Cache, Model, ScalarModel
+from gptjax.types import Cache, Model, ScalarModel, ValueHead
 
 
 def bigram(vocabulary: int = 4) -> Model:
@@ -36,4 +36,14 @@ def table_of_values() -> ScalarModel:
 
     return ScalarModel(
         init=lambda key: {"value": jnp.zeros(4)}, values=values, roles={"value": "matrix"}, letters={"value": "V"}
+    )
+
+
+def linear_head() -> ValueHead:
+    """A value head on the bigram's hidden states."""
+    return ValueHead(
+        init=lambda key: {"head": jnp.zeros(4), "bias": jnp.zeros(())},
+        values=lambda params, h_BTD: h_BTD @ params["head"] + params["bias"],
+        roles={"head": "matrix", "bias": "bias"},
+        letters={"head": "D", "bias": ""},
     )

@@ -1,6 +1,7 @@
 """Every objective's step gives one device's parameters on meshes that use every axis, and bytes really fall."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 from gptjax.model.config import ModelConfig
-from gptjax.model.pure import language_model, scalar_model
+from gptjax.model.pure import language_model, scalar_model, value_head
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.mesh import MeshConfig, bytes_per_device, make_mesh, put
 from gptjax.train.dpo import DpoConfig, dpo_step
@@ -18,7 +19,8 @@ from gptjax.train.group_rollout import collect_groups
 from gptjax.train.grpo import GrpoConfig, GrpoLoss, RlooLoss, grpo_step
 from gptjax.train.lm import lm_step
 from gptjax.train.mlm import mlm_step
-from gptjax.train.ppo import PpoConfig, ppo_step
+from gptjax.train.ppo import PpoConfig, initial_extra, ppo_step
+from gptjax.train.reference import upper_layers, with_frozen_layers
 from gptjax.train.reward import RewardConfig, reward_step
 from gptjax.train.rollout import collect
 from gptjax.train.sft import sft_step
@@ -43,7 +45,12 @@ MESHES = {
 }
 SIZES = {"vocab_size": 64, "layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "hidden": 32, "max_length": 32}
 ADAMW = OptimizerConfig(peak_lr=1e-2, weight_decay=0.1, eps=1e-3)
-PPO = PpoConfig(prompts=16, minibatches=2, epochs=2, response_tokens=8, kl_coefficient=0.1, ptx_coefficient=0.5)
+PPO = PpoConfig(
+    prompts=16, minibatches=2, epochs=2, response_tokens=8, kl_coefficient=0.1, ptx_coefficient=0.5, average_decay=0.9
+)
+HEAD = replace(
+    PPO, value_model="head", value_coefficient=0.1, whiten_rewards="minibatch", stop_kl=1.0, importance_cap=2.0
+)
 
 
 def lm_batch(rng, rows=16, length=16):
@@ -85,7 +92,7 @@ def state_of(params, tx):
         opt_state=tx.init(params),
         key=key,
         frozen={},
-        extra={"kl_coefficient": jnp.asarray(0.1)},
+        extra=initial_extra(PPO, params["policy"]) if "policy" in params else {},
     )
 
 
@@ -113,15 +120,18 @@ def reward_task(make_batch, **options):
     return build
 
 
-def ppo_task(config):
+def ppo_task(config, settings=PPO, frozen_layers=0):
     sizes = ModelConfig(**SIZES, dtype=config)
     policy, scalar = language_model(sizes), scalar_model(sizes)
-    roles = {"policy": policy.roles, "value": scalar.roles}
-    letters = {"policy": policy.letters, "value": scalar.letters}
+    head = value_head(sizes) if settings.value_model == "head" else None
+    models = {"policy": policy, "value": head or scalar}
+    roles, letters = ({name: getattr(m, field) for name, m in models.items()} for field in ("roles", "letters"))
     tx = optimizer(ADAMW, 10, roles, letters)
+    if frozen_layers:
+        tx = with_frozen_layers(tx, policy, frozen_layers)
 
     def init(key):
-        return {"policy": policy.init(key), "value": scalar.init(jax.random.fold_in(key, 1))}
+        return {"policy": policy.init(key), "value": models["value"].init(jax.random.fold_in(key, 1))}
 
     def batch(rng):
         lengths = rng.integers(1, 9, 16).astype(np.int32)
@@ -130,16 +140,18 @@ def ppo_task(config):
 
     def gather(state, host_batch):
         reward = scalar.init(jax.random.key(3))
+        reference = policy.init(jax.random.key(5))
         frozen = {
-            "reference": policy.init(jax.random.key(5)),
+            "reference": upper_layers(reference, policy, frozen_layers) if frozen_layers else reference,
             "reward": reward,
             "reward_gain": jnp.asarray(1.5),
             "reward_bias": jnp.asarray(-0.1),
         }
         key = jax.random.key(11)
-        return collect(state, frozen, host_batch, key, policy=policy, scalar=scalar, config=PPO, end_id=3)
+        return collect(state, frozen, host_batch, key, **about, end_id=3)
 
-    step = partial(ppo_step, policy=policy, scalar=scalar, optimizer=tx, config=PPO)
+    about = {"policy": policy, "scalar": scalar, "head": head, "config": settings}
+    step = partial(ppo_step, **about, optimizer=tx)
     return tx, init, step, batch, gather
 
 
@@ -221,6 +233,7 @@ TASKS = {
     "reward choice": reward_task(reward_batch, objective="choice"),
     "reward rating": reward_task(rating_batch, objective="rating"),
     "ppo": ppo_task,
+    "ppo head": partial(ppo_task, settings=HEAD, frozen_layers=1),
 }
 
 

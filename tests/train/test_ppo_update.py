@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tables import bigram, table_of_values
+from tables import bigram, linear_head, table_of_values
 
 from gptjax.run.mesh import put
-from gptjax.train.ppo import PpoConfig, minibatch, ppo_step
+from gptjax.train.ppo import PpoConfig, initial_extra, minibatch, ppo_step
 from gptjax.train.update import initial_state
 from gptjax.types import LmBatch, Rollout
 
@@ -51,7 +51,7 @@ def host_rollout(actions, advantages, returns, *, logp_old=UNIFORM, padding=0, p
 
 def updated(mesh, rollout, config):
     params = {"policy": {"table": jnp.zeros((4, 4))}, "value": {"value": jnp.zeros(4)}}
-    state = initial_state(params, SGD, jax.random.key(0), kl_coefficient=jnp.float32(0.1))
+    state = initial_state(params, SGD, jax.random.key(0), **initial_extra(config, params["policy"]))
     step = partial(ppo_step, policy=bigram(), scalar=table_of_values(), optimizer=SGD, config=config)
     after, metrics = jax.jit(step)(state, put(rollout, mesh))
     return after.params["policy"]["table"], after.params["value"]["value"], metrics
@@ -109,6 +109,35 @@ def test_pretraining_adds_its_gradient_to_the_same_update(one_device):
     np.testing.assert_allclose(table[0], [-0.125, 0.375, 0.375, -0.625], atol=1e-6)
     np.testing.assert_allclose(value, [-1, 0, 0, 0], atol=1e-6)
     np.testing.assert_allclose(metrics["ppo/ptx_nats_per_token"], np.log(4), rtol=1e-6)
+    # the two gradients of row 0: (0, 1, 0, -1) / 2 and (1, 1, -3, 1) / 4, the second at half weight
+    np.testing.assert_allclose(metrics["optim/grad_norm_policy"], 0.5**0.5, rtol=1e-5)
+    np.testing.assert_allclose(metrics["optim/grad_norm_ptx"], 0.75**0.5, rtol=1e-5)
+    np.testing.assert_allclose(metrics["ppo/ptx_gradient_ratio"], 0.5 * (0.75 / 0.5) ** 0.5, rtol=1e-5)
+
+
+def test_a_value_head_teaches_the_trunk_with_its_weight(one_device):
+    # V = h . (1, 0, 0, 0) = table[0, 0] = 0 and returns 1 and -3: slope 1 as above, times .1; the head sees h = 0
+    config = dataclasses.replace(PAIR, value_model="head", value_coefficient=0.1)
+    params = {"policy": {"table": jnp.zeros((4, 4))}, "value": {"head": jnp.eye(4)[0], "bias": jnp.zeros(())}}
+    state = initial_state(params, SGD, jax.random.key(0), **initial_extra(config, params["policy"]))
+    about = {"policy": bigram(), "scalar": table_of_values(), "head": linear_head(), "config": config}
+    rollout = put(host_rollout([1, END], [3.0, 1.0], [1.0, -3.0]), one_device)
+    after, metrics = jax.jit(partial(ppo_step, **about, optimizer=SGD))(state, rollout)
+    np.testing.assert_allclose(after.params["policy"]["table"][0], [-0.1, 0.5, 0, -0.5], atol=1e-6)
+    np.testing.assert_allclose(after.params["value"]["head"], [1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(after.params["value"]["bias"], -0.1, atol=1e-6)
+    np.testing.assert_allclose(metrics["ppo/value_loss"], 0.5 * (1 + 9) / 2, rtol=1e-6)
+
+
+def test_tokens_that_the_sampler_drew_too_rarely_weigh_more_up_to_the_cap(one_device):
+    # trained probability 1.5 times the sampler's: weight 1.5, or 1.2 with that cap; the update grows by as much
+    rollout = host_rollout([1, END], [3.0, 1.0], [0.0, 0.0])
+    rollout = dataclasses.replace(rollout, logp_sampler_BR=rollout.logp_old_BR - np.float32(np.log(1.5)))
+    for cap, weight in ((2.0, 1.5), (1.2, 1.2)):
+        table, _, metrics = updated(one_device, rollout, dataclasses.replace(PAIR, importance_cap=cap))
+        np.testing.assert_allclose(table[0], [0, 0.5 * weight, 0, -0.5 * weight], atol=1e-5)
+    np.testing.assert_allclose(metrics["ppo/sampler_gap_mean_nats"], np.log(1.5), rtol=1e-5)
+    np.testing.assert_allclose(metrics["ppo/sampler_gap_max_nats"], np.log(1.5), rtol=1e-5)
 
 
 def test_temperature_divides_the_logits_in_training_too(one_device):
@@ -123,7 +152,7 @@ def test_the_order_of_the_rollout_changes_nothing(one_device):
     config = dataclasses.replace(PAIR, prompts=6)
     rng = np.random.default_rng(0)
     rollout = host_rollout(rng.integers(0, 4, 6), rng.normal(size=6), rng.normal(size=6))
-    turned = jax.tree.map(lambda x: x[::-1], rollout)
+    turned = jax.tree.map(lambda x: x[::-1] if np.ndim(x) else x, rollout)
     for a, b in zip(updated(one_device, rollout, config)[:2], updated(one_device, turned, config)[:2], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 

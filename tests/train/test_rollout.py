@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from tables import bigram
 
 from gptjax import dims
-from gptjax.generate.engine import SamplingConfig, drawn, generate, prefilled
+from gptjax.generate.engine import SamplingConfig, drawn, generate, generate_with_logp, prefilled
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model
 from gptjax.run.mesh import MeshConfig, make_mesh, put
@@ -173,3 +173,11 @@ def test_each_token_has_its_own_randomness(one_device):
 def test_wrong_sampling_is_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         SamplingConfig(**wrong)
+
+
+@pytest.mark.parametrize("truncated", [{"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.9}])
+def test_responses_to_train_on_come_from_the_whole_distribution(truncated, one_device):
+    prompts = put(PromptBatch(tokens_BP=np.zeros((1, 1), np.int32), lengths_B=np.ones(1, np.int32)), one_device)
+    sampling = SamplingConfig(max_new_tokens=2, **truncated)
+    with pytest.raises(ValueError, match="training needs responses from the whole distribution"):
+        generate_with_logp(bigram(), chain(), {}, prompts, jax.random.key(0), sampling=sampling, end_id=1)

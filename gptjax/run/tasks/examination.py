@@ -14,6 +14,7 @@ from gptjax.eval.intervals import clustered_mean
 from gptjax.generate.engine import SamplingConfig
 from gptjax.run.task import Setup
 from gptjax.run.tasks.judge import Judge
+from gptjax.train.reference import reference_params
 from gptjax.types import Model, Params, PromptBatch, ScalarModel
 
 
@@ -48,7 +49,7 @@ class Examination:
         *,
         name: str,
     ):
-        self.config, self.name, self.reference = config, name, frozen_models["reference"]
+        self.config, self.name, self._reference = config, name, frozen_models["reference"]
         everything, report = prompt_batch([messages for messages, _ in heldout], tokenizer, config.prompt_tokens)
         count = min(config.heldout_prompts, len(report.kept))
         self.prompts: PromptBatch = jax.tree.map(lambda x: x[:count], everything)
@@ -69,7 +70,8 @@ class Examination:
         """Everything that the report shows of the policy."""
         times, many = self.config.heldout_samples, max(self.config.best_of, self.config.heldout_samples)
         proxy_BN, gold_BN, kl_BN, after = self.scores(params, key, times)
-        proxy_sft_BN, gold_sft_BN, _, before = self.scores(self.reference, jax.random.fold_in(key, 1), many)
+        reference = reference_params(self._reference, params)
+        proxy_sft_BN, gold_sft_BN, _, before = self.scores(reference, jax.random.fold_in(key, 1), many)
         found: dict[str, Any] = {
             f"proxy_{self.name}": float(proxy_BN.mean()),
             "proxy_sft": float(proxy_sft_BN.mean()),

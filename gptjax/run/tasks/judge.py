@@ -14,6 +14,7 @@ from gptjax.run.mesh import put
 from gptjax.run.task import Setup
 from gptjax.run.tasks.upstream import sampler
 from gptjax.train.normalise import normalised
+from gptjax.train.reference import reference_params
 from gptjax.train.response import response_logp
 from gptjax.train.rollout import full_rows, last_score
 from gptjax.types import Model, Params, PromptBatch, ScalarModel
@@ -86,7 +87,7 @@ class Judge:
                 responses=size,
                 temperature=self._sampling.temperature,
             )[0]
-            for own in (params, frozen["reference"])
+            for own in (params, reference_params(frozen["reference"], params))
         )
         kl_B = jnp.sum(jnp.where(mask_BR, logp_BR - reference_BR, 0.0), axis=1)
         return normalised(raw_B, frozen), kl_B

@@ -57,17 +57,36 @@ def check_model(folder: Path, config: ModelConfig) -> None:
 def load_params(
     model: Model | ScalarModel, folder: Path, mesh: Mesh, scalars: tuple[str, ...] = ()
 ) -> tuple[Params, dict[str, jax.Array]]:
-    """(params, extra) of a finished stage on this mesh; `scalars` names what its `extra` holds."""
+    """(params, extra) of a finished stage on this mesh; `scalars` names what is wanted of its `extra`."""
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    extra = {"extra": dict.fromkeys(scalars, scalar)} if scalars else {}
+    loaded = load_model(folder, {"params": _abstract(model, mesh)} | extra)
+    return loaded["params"], loaded.get("extra", {})
 
+
+def load_policy(model: Model, folder: Path, mesh: Mesh) -> Params:
+    """The language model that a finished stage hands on; PPO's result says whether its averaged or its last weights."""
+    path = folder / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    part, *within = _POLICY_PLACES[result.get("evaluation", {}).get("policy_weights")]
+    wanted = _abstract(model, mesh)
+    found = load_model(folder, {part: {within[0]: wanted} if within else wanted})[part]
+    return found[within[0]] if within else found
+
+
+_POLICY_PLACES: dict[str | None, tuple[str, ...]] = {
+    None: ("params",),
+    "last": ("params", "policy"),
+    "average": ("extra", "average"),
+}
+
+
+def _abstract(model: Model | ScalarModel, mesh: Mesh) -> Any:
     def struct(shape: jax.ShapeDtypeStruct, letters: str) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(mesh, dims.param_spec(letters))
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
-    abstract = {"params": jax.tree.map(struct, shapes, model.letters), "extra": dict.fromkeys(scalars, scalar)}
-    loaded = load_model(folder, abstract)
-    return loaded["params"], loaded["extra"]
+    return jax.tree.map(struct, jax.eval_shape(model.init, jax.random.key(0)), model.letters)
 
 
 def started(

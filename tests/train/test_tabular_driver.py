@@ -1,0 +1,97 @@
+"""The driver with tables for models: it reaches the optimum too, and an interrupted run ends as an undisturbed one."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from tabular import CONFIG, ITERATIONS, POLICY, adam, first_state
+from tabular_world import END, accepted, figures, frozen_models, prompts, scalar_tables, table_model
+
+from gptjax.model.config import ModelConfig
+from gptjax.run import driver
+from gptjax.run.checkpoint import Checkpoints
+from gptjax.run.experiment import Experiment
+from gptjax.run.metrics import MetricsLog, read_metrics, same_losses
+from gptjax.run.task import Task
+from gptjax.run.tasks.ppo import PpoTask
+from gptjax.train.ppo import ppo_step, served_policy
+from gptjax.train.rollout import collect
+
+SHORT = replace(
+    CONFIG, prompts=32, minibatches=2, epochs=2, kl_target=0.5, kl_horizon=200.0, average_decay=0.9, stop_kl=1e-3
+)
+
+
+class Interrupted(Exception):
+    """Stands for kill -9 between two rollouts."""
+
+
+def tabular_task(config, rollouts):
+    tx = adam(rollouts * config.updates)
+    about = {"policy": table_model(), "scalar": scalar_tables(), "config": config}
+    return Task(
+        init=lambda key: first_state(key, config, tx),
+        data=lambda position: prompts(config.prompts),
+        collect=partial(collect, **about, end_id=END),
+        frozen_models=jax.jit(frozen_models)(),
+        step=partial(ppo_step, **about, optimizer=tx),
+        updates_per_batch=config.updates,
+        evaluate=lambda state: {},
+        finish=lambda state: (state, figures(np.asarray(served_policy(state)["table"]))._asdict()),
+        tokens="ppo/tokens",
+        loss="ppo/score",
+        data_fingerprint="tabular",
+    )
+
+
+def run(folder, task, config, rollouts, *, save_every):
+    """(final state, what finish said), from the newest checkpoint on if there is one."""
+    experiment = Experiment(
+        task=PpoTask(ppo=config),
+        model=ModelConfig(vocab_size=4, layers=1, width=4, heads=1, max_length=4),
+        optimizer=POLICY,
+        steps=rollouts * config.updates,
+        batch_size=config.prompts,
+        save_every=save_every,
+    )
+    checkpoints, log = Checkpoints(folder / "checkpoints", keep=2), MetricsLog(folder)
+    try:
+        state, about = driver._restored(task, experiment, checkpoints, log)
+        return driver._train("ppo", experiment, task, state, about, checkpoints, log, 0.0)
+    finally:
+        log.close()
+        checkpoints.close()
+
+
+def test_a_run_that_was_broken_off_ends_bitwise_like_one_that_was_not(tmp_path, one_device):
+    # 8 rollouts of 4 updates, saved after every second one and broken off before the sixth: the last save is step 16
+    def data(position):
+        if position == 5:
+            raise Interrupted
+        return task.data(position)
+
+    task = tabular_task(SHORT, 8)
+    whole, _ = run(tmp_path / "whole", task, SHORT, 8, save_every=8)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "broken", replace(task, data=data), SHORT, 8, save_every=8)
+    resumed, _ = run(tmp_path / "broken", task, SHORT, 8, save_every=8)
+    assert sorted(resumed.extra) == ["average", "kl_coefficient", "stopped", "updates_made"]
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+    logs = [tmp_path / name / "metrics.jsonl" for name in ("whole", "broken")]
+    assert same_losses(*logs) == []
+    # none of it stood still: the coefficient moved, some updates were left out, the average lags behind the policy
+    assert float(whole.extra["kl_coefficient"]) != SHORT.kl_coefficient
+    made = sum(row["ppo/updates"] for row in read_metrics(logs[0]) if "ppo/updates" in row)
+    assert made == int(whole.extra["updates_made"])
+    assert 8 <= made < 32
+    assert np.abs(whole.extra["average"]["table"] - whole.params["policy"]["table"]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_the_driver_reaches_the_optimum(tmp_path, one_device):
+    _, about = run(tmp_path, tabular_task(CONFIG, ITERATIONS), CONFIG, ITERATIONS, save_every=480)
+    found = figures(np.zeros((52, 4)))._replace(**about["evaluation"])
+    assert accepted(found)
