@@ -36,7 +36,7 @@ def drawn():
 
 
 def trl_loss(drawn, kind, smoothing=0.0, swapped=False):
-    """TRL's loss with its gradient in the logits and its metrics; `swapped`: the rejected response is the chosen one."""
+    """TRL's loss with its gradient in the logits and its metrics; `swapped`: chosen and rejected are exchanged."""
     order = np.roll(np.arange(2 * PAIRS), PAIRS) if swapped else np.arange(2 * PAIRS)
     logits = torch.tensor(drawn.logits, requires_grad=True)
     light = SimpleNamespace(
