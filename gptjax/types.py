@@ -24,7 +24,7 @@ class TrainState:
 
     step: i32[], updates made so far.  key: u32[2], root of all randomness of the run (raw threefry key data).
     frozen: parameters that the model uses and the optimizer leaves alone ({} when there are none).
-    extra: named arrays that a task carries along (KL coefficient, reward bias and gain, counters).
+    extra: what a task carries along by name (KL coefficient, reward bias and gain, counters, averaged weights).
     """
 
     step: jax.Array
@@ -32,7 +32,7 @@ class TrainState:
     opt_state: Any
     key: jax.Array
     frozen: Params
-    extra: dict[str, jax.Array]
+    extra: dict[str, Any]
 
 
 @_pytree
@@ -94,12 +94,15 @@ class Rollout:
     """Responses of the policy with all that a PPO update needs; entry r of an array [B, R] belongs to response token r.
 
     tokens_BT, segments_BT, positions_BT: i32[B, P + R], left-padded prompt, then the response.
-    mask_BR: bool, true up to and including the end-of-turn token.
-    logp_old_BR, logp_ref_BR: f32 (nats), under the policy that sampled and under the reference.
+    mask_BR: bool, true up to and including the end-of-turn token; all false for a response without a finite score.
+    logp_old_BR, logp_ref_BR: f32 (nats), under the policy that sampled and under the reference, both by the forward
+    pass that trains.
     values_BR: f32 (reward units), the critic's estimate before each token.
-    rewards_BR, advantages_BR, returns_BR: f32 (reward units); advantages are not whitened.
-    scores_B: f32, reward-model score after normalisation and the missing-end rule.  ended_B: bool.
+    rewards_BR, advantages_BR, returns_BR: f32 (reward units), whitened if that is done over whole rollouts.
+    scores_B: f32, reward-model score after normalisation, the missing-end rule and clipping.  ended_B: bool.
     pretrain: rows for PPO-ptx, or None.
+    logp_sampler_BR: f32 (nats), as the sampler had them while it drew, or None.
+    version: i32[], rollouts that the sampling policy had been updated on.
     """
 
     tokens_BT: Any
@@ -115,6 +118,8 @@ class Rollout:
     scores_B: Any
     ended_B: Any
     pretrain: LmBatch | None = None
+    logp_sampler_BR: Any = None
+    version: Any = 0
 
 
 @_pytree
@@ -155,6 +160,20 @@ class ScalarModel:
 
     init(key) -> params
     values(params, frozen, tokens_BT, segments_BT, positions_BT, *, key=None) -> f32[B, T]
+    """
+
+    init: Callable[..., Params]
+    values: Callable[..., jax.Array]
+    roles: Params
+    letters: Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueHead:
+    """One number per position from another model's hidden states: a value model that shares the policy's trunk.
+
+    init(key) -> params
+    values(params, h_BTD) -> f32[B, T]
     """
 
     init: Callable[..., Params]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import reshard
 
 from gptjax import dims
-from gptjax.nn.sampling import sample
+from gptjax.nn.sampling import sample, token_log_probability
 from gptjax.types import Cache, Model, Params, PromptBatch
 
 
@@ -58,7 +58,15 @@ def drawn(
     model: Model, params: Params, frozen: Params, h_BTD: jax.Array, key: jax.Array, sampling: SamplingConfig
 ) -> jax.Array:
     """The next token i32[B] of each row from its last hidden state (T = 1)."""
-    logits_BV = model.unembed(params, frozen, h_BTD, decoding=True)[:, 0]
+    return _sampled(next_logits(model, params, frozen, h_BTD), key, sampling)
+
+
+def next_logits(model: Model, params: Params, frozen: Params, h_BTD: jax.Array) -> jax.Array:
+    """f32[B, V] from the last hidden state of each row (T = 1)."""
+    return model.unembed(params, frozen, h_BTD, decoding=True)[:, 0]
+
+
+def _sampled(logits_BV: jax.Array, key: jax.Array, sampling: SamplingConfig) -> jax.Array:
     return sample(logits_BV, key, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
 
 
@@ -87,6 +95,46 @@ def generate(
         (tokens_BR, mask_BR): i32 and bool, [B, max_new_tokens]; the mask is true up to and including `end_id`, all true
         for a response that did not end; tokens are 0 where it is false.
     """
+    tokens_BR, mask_BR, _ = _generated(model, params, frozen, prompts, key, sampling, end_id, keep_logp=False)
+    return tokens_BR, mask_BR
+
+
+def generate_with_logp(
+    model: Model,
+    params: Params,
+    frozen: Params,
+    prompts: PromptBatch,
+    key: jax.Array,
+    *,
+    sampling: SamplingConfig,
+    end_id: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`generate`, and the log-probability f32[B, R] (nats) of each token by the logits that it was drawn from.
+
+    Raises:
+        ValueError: temperature 0, top-k or top-p: the tokens would not come from the distribution that training knows.
+    """
+    if sampling.temperature == 0.0 or sampling.top_k or sampling.top_p < 1.0:
+        raise ValueError(
+            "training needs responses from the whole distribution: sampling.temperature above 0, top_k 0 and top_p 1, "
+            f"got {sampling.temperature}, {sampling.top_k} and {sampling.top_p}"
+        )
+    tokens_BR, mask_BR, logp_BR = _generated(model, params, frozen, prompts, key, sampling, end_id, keep_logp=True)
+    assert logp_BR is not None
+    return tokens_BR, mask_BR, logp_BR
+
+
+def _generated(
+    model: Model,
+    params: Params,
+    frozen: Params,
+    prompts: PromptBatch,
+    key: jax.Array,
+    sampling: SamplingConfig,
+    end_id: int,
+    *,
+    keep_logp: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     columns, longest = prompts.tokens_BP.shape[1], sampling.max_new_tokens
     params = model.gather(params)
     cache, h_BTD, segments_BS = prefilled(model, params, frozen, prompts, slots=columns + longest)
@@ -96,18 +144,24 @@ def generate(
         return (r < longest) & jnp.any(alive_B)
 
     def body(carry):
-        r, cache, h_BTD, alive_B, tokens_BR, mask_BR, segments_BS = carry
-        token_B = jnp.where(alive_B, drawn(model, params, frozen, h_BTD, jax.random.fold_in(key, r), sampling), 0)
+        r, cache, h_BTD, alive_B, tokens_BR, mask_BR, logp_BR, segments_BS = carry
+        logits_BV = next_logits(model, params, frozen, h_BTD)
+        drawn_B = _sampled(logits_BV, jax.random.fold_in(key, r), sampling)
+        token_B = jnp.where(alive_B, drawn_B, 0)
         tokens_BR = jax.lax.dynamic_update_slice_in_dim(tokens_BR, token_B[:, None], r, axis=1)
         mask_BR = jax.lax.dynamic_update_slice_in_dim(mask_BR, alive_B[:, None], r, axis=1)
+        if logp_BR is not None:
+            logp_B = token_log_probability(logits_BV, drawn_B, temperature=sampling.temperature)
+            logp_BR = jax.lax.dynamic_update_slice_in_dim(logp_BR, logp_B[:, None], r, axis=1)
         slot = columns + r
         segments_BS = jax.lax.dynamic_update_slice_in_dim(segments_BS, alive_B[:, None].astype(jnp.int32), slot, axis=1)
         position_BT = (prompts.lengths_B + r)[:, None]
         cache, h_BTD = model.decode(params, frozen, cache, token_B[:, None], segments_BS, position_BT, slot)
-        return r + 1, cache, h_BTD, alive_B & (token_B != end_id), tokens_BR, mask_BR, segments_BS
+        return r + 1, cache, h_BTD, alive_B & (token_B != end_id), tokens_BR, mask_BR, logp_BR, segments_BS
 
     batch = prompts.tokens_BP.shape[0]
     row_spec, column_spec = dims.act_spec("B"), dims.act_spec("BS")
+    logits = jax.eval_shape(lambda: next_logits(model, params, frozen, h_BTD))
     start = (
         jnp.int32(0),
         cache,
@@ -115,7 +169,8 @@ def generate(
         jnp.ones((batch,), bool, out_sharding=row_spec),
         jnp.zeros((batch, longest), jnp.int32, out_sharding=column_spec),
         jnp.zeros((batch, longest), bool, out_sharding=column_spec),
+        jnp.zeros((batch, longest), logits.dtype, out_sharding=column_spec) if keep_logp else None,
         segments_BS,
     )
-    _, _, _, _, tokens_BR, mask_BR, _ = jax.lax.while_loop(unfinished, body, start)
-    return tokens_BR, mask_BR
+    _, _, _, _, tokens_BR, mask_BR, logp_BR, _ = jax.lax.while_loop(unfinished, body, start)
+    return tokens_BR, mask_BR, logp_BR

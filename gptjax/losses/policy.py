@@ -33,7 +33,8 @@ def clipped_policy_loss(
         clip: the ratio is clipped to [1 - clip, 1 + clip].
 
     Returns:
-        (loss_sum, n_tokens, aux); aux holds sums over the mask: clipped, k2, k3, ratio; and ratio_min, ratio_max.
+        (loss_sum, n_tokens, aux); aux holds sums over the mask: clipped, k2, k3, ratio; and ratio_min, ratio_max over
+        it (1 if it is empty).
 
     Source: Schulman et al. 2017, arXiv:1707.06347, equation 7.
     """
@@ -47,8 +48,8 @@ def clipped_policy_loss(
         "k2": jnp.sum(k2_BR),
         "k3": jnp.sum(k3_BR),
         "ratio": masked_sum(ratio_BR, mask_BR),
-        "ratio_min": jnp.min(ratio_BR),
-        "ratio_max": jnp.max(ratio_BR),
+        "ratio_min": jnp.where(jnp.any(mask_BR), jnp.min(jnp.where(mask_BR, ratio_BR, jnp.inf)), 1.0),
+        "ratio_max": jnp.where(jnp.any(mask_BR), jnp.max(jnp.where(mask_BR, ratio_BR, 0.0)), 1.0),
     }
     return masked_sum(jnp.maximum(plain_BR, clipped_BR), mask_BR), jnp.sum(mask_BR), aux
 
@@ -96,3 +97,20 @@ def adapted_kl_coefficient(
     """
     error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
     return coefficient * (1.0 + error * episodes / horizon)
+
+
+def importance_weights(logp_BR: jax.Array, logp_sampler_BR: jax.Array, mask_BR: jax.Array, *, cap: float) -> jax.Array:
+    """min(p_trained / p_sampled, cap) of each token: corrects a sampler whose numerics differ from training's.
+
+    Args:
+        logp_BR: f32[B, R], under the sampling policy by the forward pass that trains (nats).
+        logp_sampler_BR: f32[B, R], by the sampler (nats).
+        mask_BR: bool[B, R].
+        cap: largest weight; truncation bounds the variance.
+
+    Returns:
+        f32[B, R], 1 where masked.
+
+    Source: Ionides 2008, "Truncated importance sampling".
+    """
+    return jnp.minimum(jnp.exp(jnp.where(mask_BR, logp_BR - logp_sampler_BR, 0.0)), cap)

@@ -65,8 +65,17 @@ def batch_rows(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in dims.BATCH_AXES)
 
 
+def bytes_per_device(tree: Any) -> int:
+    """Bytes that the device with most of them holds of the arrays in `tree`."""
+    held: dict[Any, int] = {}
+    for leaf in jax.tree.leaves(tree):
+        for shard in leaf.addressable_shards:
+            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    return max(held.values(), default=0)
+
+
 def put(batch: Any, mesh: Mesh) -> Any:
-    """A batch on the mesh from its host arrays; the letters in each field's name are its layout.
+    """A batch on the mesh from its host arrays; the letters in each field's name are its layout; scalars have none.
 
     Every process passes its own slice of the rows.
     """
@@ -76,7 +85,7 @@ def put(batch: Any, mesh: Mesh) -> Any:
     def place(name: str, value: Any) -> Any:
         if dataclasses.is_dataclass(value) or value is None:
             return put(value, mesh)
-        spec = dims.act_spec(name.rpartition("_")[2])
+        spec = dims.act_spec(name.rpartition("_")[2] if np.ndim(value) else "")
         return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.asarray(value))
 
     return type(batch)(**{name: place(name, value) for name, value in vars(batch).items()})

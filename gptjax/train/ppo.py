@@ -1,7 +1,8 @@
 """Proximal policy optimisation: one minibatch update on a rollout."""
 
-from dataclasses import dataclass
+import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,59 +14,30 @@ from gptjax.losses.policy import (
     adapted_kl_coefficient,
     clipped_policy_loss,
     clipped_value_loss,
+    importance_weights,
     kl_estimates,
     masked_sum,
 )
-from gptjax.losses.returns import whitened
-from gptjax.train.response import response_logp, response_values
+from gptjax.losses.returns import gae, whitened
+from gptjax.train.ppo_config import PpoConfig
+from gptjax.train.response import hidden_logp, response_hidden, response_values
 from gptjax.train.update import advance
-from gptjax.types import LmBatch, Metrics, Model, Params, Rollout, ScalarModel, TrainState
+from gptjax.types import LmBatch, Metrics, Model, Params, Rollout, ScalarModel, TrainState, ValueHead
 
 
-@dataclass(frozen=True, kw_only=True)
-class PpoConfig:
-    """PPO's settings; defaults as in InstructGPT where it states them, else as in lm-human-preferences.
+def initial_extra(config: PpoConfig, policy_params: Params) -> dict[str, Any]:
+    """What PPO's state carries besides parameters: KL coefficient, counters and, if kept, the averaged policy."""
+    extra = {
+        "kl_coefficient": jnp.asarray(config.kl_coefficient, jnp.float32),
+        "stopped": jnp.zeros((), bool),
+        "updates_made": jnp.zeros((), jnp.int32),
+    }
+    return extra if config.average_decay is None else extra | {"average": jax.tree.map(jnp.copy, policy_params)}
 
-    prompts: B of a rollout.  minibatches: updates per epoch; they divide B.  epochs: passes over a rollout.
-    response_tokens: R, longest response.  temperature: of sampling and of every log-probability.  Truncated sampling
-    (top-k, top-p) is not offered: the ratio would compare two different distributions.
-    kl_coefficient: reward units per nat; kl_target, kl_horizon: steer it (None: it stays).
-    discount, trace: gamma and lambda of the advantage estimates.  clip, value_clip: PPO's (None: values unclipped).
-    missing_end_score: score of a response without end-of-turn (None: its own score minus missing_end_penalty).
-    whiten_rewards: scale rewards to standard deviation 1 first.
-    ptx_coefficient: weight of the pre-training loss (nats per token) in the policy's gradient (0: off).
-    """
 
-    prompts: int = 64
-    minibatches: int = 4
-    epochs: int = 1
-    response_tokens: int = 64
-    temperature: float = 1.0
-    kl_coefficient: float = 0.02
-    kl_target: float | None = None
-    kl_horizon: float = 10_000.0
-    discount: float = 1.0
-    trace: float = 0.95
-    clip: float = 0.2
-    value_clip: float | None = 0.2
-    missing_end_score: float | None = None
-    missing_end_penalty: float = 1.0
-    whiten_rewards: bool = False
-    ptx_coefficient: float = 0.0
-
-    def __post_init__(self) -> None:
-        for field in ("prompts", "minibatches", "epochs", "response_tokens"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"ppo.{field} must be at least 1, got {getattr(self, field)}")
-        if self.prompts % self.minibatches:
-            raise ValueError(f"ppo.minibatches {self.minibatches} do not divide ppo.prompts {self.prompts}")
-        if self.temperature <= 0:
-            raise ValueError(f"ppo.temperature must be positive, got {self.temperature}")
-
-    @property
-    def updates(self) -> int:
-        """Updates made on one rollout."""
-        return self.minibatches * self.epochs
+def served_policy(state: TrainState) -> Params:
+    """The policy that a finished run hands on: the averaged weights if they are kept, else the last ones."""
+    return state.extra.get("average", state.params["policy"])
 
 
 def ppo_step(
@@ -76,38 +48,54 @@ def ppo_step(
     scalar: ScalarModel,
     optimizer: optax.GradientTransformation,
     config: PpoConfig,
+    head: ValueHead | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update of policy and value on the next minibatch; which rows it has follows from the state's key and step.
 
+    An update that is not made (the policy has moved too far on this rollout, or the rollout is too old) leaves
+    parameters and optimizer as they were, bit by bit; `step` counts it, `extra["updates_made"]` does not.
+
     Args:
-        state: params {"policy", "value"}; extra {"kl_coefficient"}.
+        state: params {"policy", "value"}; extra as `initial_extra` makes it.
         rollout: made by the policy as it was `state.step % config.updates` updates ago.
         policy: the language model.
-        scalar: the value model.
-        optimizer: acts on policy and value together; their gradients do not mix.
+        scalar: the value model; not used with a head.
+        optimizer: acts on policy and value together; a separate value model's gradient does not mix with the policy's.
         config: PPO's settings.
+        head: the value head on the policy's trunk, if there is one.
 
     Source: Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, equation 2.
     """
     batch, pretrain = minibatch(state, rollout, config)
-    advantages_BR = whitened(batch.advantages_BR, batch.mask_BR)
+    batch = _with_advantages(batch, config)
 
     def loss_fn(params):
-        policy_loss, policy_metrics = _policy_loss(params["policy"], state, batch, advantages_BR, policy, config)
-        value_loss, value_metrics = _value_loss(params["value"], state, batch, scalar, config)
-        ptx_loss = 0.0 if pretrain is None else _ptx_loss(params["policy"], state, pretrain, policy)
-        metrics = policy_metrics | value_metrics | ({} if pretrain is None else {"ppo/ptx_nats_per_token": ptx_loss})
-        return policy_loss + value_loss + config.ptx_coefficient * ptx_loss, metrics
+        h_BRD = response_hidden(policy, params["policy"], state.frozen, _rows(batch), batch.mask_BR.shape[1])
+        policy_loss, policy_metrics = _policy_loss(params["policy"], state, h_BRD, batch, policy, config)
+        values_BR = (
+            response_values(scalar, params["value"], state.frozen, _rows(batch), batch.mask_BR.shape[1])
+            if head is None
+            else head.values(params["value"], h_BRD)
+        )
+        value_loss, value_metrics = _value_loss(values_BR, batch, config)
+        return policy_loss + config.value_coefficient * value_loss, policy_metrics | value_metrics
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
-    kl = jnp.sum(kl_estimates(rollout.logp_old_BR, rollout.logp_ref_BR, rollout.mask_BR)[0]) / rollout.mask_BR.shape[0]
-    metrics |= _rollout_metrics(rollout, kl)
     metrics |= {
-        "ppo/kl_coefficient": state.extra["kl_coefficient"],
         "optim/grad_norm_policy": optax.tree.norm(grads["policy"]),
         "optim/grad_norm_value": optax.tree.norm(grads["value"]),
     }
-    return advance(state, grads, optimizer, kl_coefficient=_next_coefficient(state, kl, config)), metrics
+    if pretrain is not None:
+        grads, ptx_metrics = _with_pretraining(grads, state, pretrain, policy, config)
+        metrics |= ptx_metrics
+    kl = masked_sum(rollout.logp_old_BR - rollout.logp_ref_BR, rollout.mask_BR) / _scored_rows(rollout)
+    stale = state.step // config.updates - rollout.version > config.max_lag
+    stopped = _stopped(state, metrics["ppo/approx_kl_k3_nats"], config)
+    made = ~(stale | stopped)
+    metrics |= _rollout_metrics(rollout, kl, state.extra["kl_coefficient"])
+    metrics |= {"ppo/updates": made.astype(jnp.int32), "ppo/stale": stale.astype(jnp.int32)}
+    after = advance(state, grads, optimizer, kl_coefficient=_next_coefficient(state, kl, config), stopped=stopped)
+    return _kept_unless(made, after, state, config), metrics
 
 
 def minibatch(state: TrainState, rollout: Rollout, config: PpoConfig) -> tuple[Rollout, LmBatch | None]:
@@ -124,30 +112,41 @@ def minibatch(state: TrainState, rollout: Rollout, config: PpoConfig) -> tuple[R
         return x.at[rows_B].get(out_sharding=dims.act_spec("BT" if x.ndim > 1 else "B", decoding=True))
 
     def take_layout(x, rows_B):
-        return jax.sharding.reshard(take(x, rows_B), jax.typeof(x).sharding.spec)
+        return x if jnp.ndim(x) == 0 else jax.sharding.reshard(take(x, rows_B), jax.typeof(x).sharding.spec)
 
     pretrain = rollout.pretrain
     if pretrain is not None:
         share = pretrain.tokens_BT.shape[0] // config.minibatches
         own_B = jnp.arange(share) + piece * share
         pretrain = jax.tree.map(lambda x: take_layout(x, own_B), pretrain)
-    chosen = {name: take_layout(value, rows_B) for name, value in vars(rollout).items() if name != "pretrain"}
-    return Rollout(**chosen), pretrain
+    responses = dataclasses.replace(rollout, pretrain=None)
+    return jax.tree.map(lambda x: take_layout(x, rows_B), responses), pretrain
 
 
 def _rows(batch: Rollout) -> dict[str, jax.Array]:
     return {"tokens_BT": batch.tokens_BT, "segments_BT": batch.segments_BT, "positions_BT": batch.positions_BT}
 
 
-def _policy_loss(params: Params, state, batch: Rollout, advantages_BR, policy: Model, config: PpoConfig):
-    logp_BR, entropy_BR = response_logp(
-        policy,
-        params=params,
-        frozen=state.frozen,
-        rows=_rows(batch),
-        responses=batch.mask_BR.shape[1],
-        temperature=config.temperature,
-    )
+def _with_advantages(batch: Rollout, config: PpoConfig) -> Rollout:
+    """The minibatch with whatever is whitened over minibatches; the critic's targets stay un-whitened."""
+    advantages_BR, returns_BR = batch.advantages_BR, batch.returns_BR
+    if config.whiten_rewards == "minibatch":
+        rewards_BR = whitened(batch.rewards_BR, batch.mask_BR, shift_mean=False)
+        advantages_BR, returns_BR = gae(
+            rewards_BR, batch.values_BR, batch.mask_BR, discount=config.discount, trace=config.trace
+        )
+    if config.whiten_advantages == "minibatch":
+        advantages_BR = whitened(advantages_BR, batch.mask_BR)
+    return dataclasses.replace(batch, advantages_BR=advantages_BR, returns_BR=returns_BR)
+
+
+def _policy_loss(params: Params, state, h_BRD, batch: Rollout, policy: Model, config: PpoConfig):
+    logp_BR, entropy_BR = hidden_logp(policy, params, state.frozen, h_BRD, batch.tokens_BT, config.temperature)
+    advantages_BR = batch.advantages_BR
+    if config.importance_cap is not None:
+        advantages_BR *= importance_weights(
+            batch.logp_old_BR, batch.logp_sampler_BR, batch.mask_BR, cap=config.importance_cap
+        )
     loss_sum, n_tokens, aux = clipped_policy_loss(
         logp_BR, batch.logp_old_BR, advantages_BR, batch.mask_BR, clip=config.clip
     )
@@ -164,8 +163,7 @@ def _policy_loss(params: Params, state, batch: Rollout, advantages_BR, policy: M
     }
 
 
-def _value_loss(params: Params, state, batch: Rollout, scalar: ScalarModel, config: PpoConfig):
-    values_BR = response_values(scalar, params, state.frozen, _rows(batch), batch.mask_BR.shape[1])
+def _value_loss(values_BR: jax.Array, batch: Rollout, config: PpoConfig):
     loss_sum, n_tokens, aux = clipped_value_loss(
         values_BR, batch.values_BR, batch.returns_BR, batch.mask_BR, clip=config.value_clip
     )
@@ -179,25 +177,77 @@ def _value_loss(params: Params, state, batch: Rollout, scalar: ScalarModel, conf
     }
 
 
-def _ptx_loss(params: Params, state, pretrain: LmBatch, policy: Model) -> jax.Array:
-    h_BTD = policy.hidden(params, state.frozen, pretrain.tokens_BT, pretrain.segments_BT, pretrain.positions_BT)
-    sums = chunked_nll(partial(policy.unembed, params, state.frozen), h_BTD, pretrain.targets_BT, pretrain.weights_BT)
-    return sums.nll_sum / jnp.maximum(sums.weight_sum, 1.0)
+def _with_pretraining(grads: Params, state: TrainState, pretrain: LmBatch, policy: Model, config: PpoConfig):
+    """The gradients with that of the pre-training loss accumulated into the policy's, and how large each is."""
+
+    def loss_fn(params):
+        h_BTD = policy.hidden(params, state.frozen, pretrain.tokens_BT, pretrain.segments_BT, pretrain.positions_BT)
+        unembed = partial(policy.unembed, params, state.frozen)
+        sums = chunked_nll(unembed, h_BTD, pretrain.targets_BT, pretrain.weights_BT)
+        return sums.nll_sum / jnp.maximum(sums.weight_sum, 1.0)
+
+    loss, own = jax.value_and_grad(loss_fn)(state.params["policy"])
+    norm, norm_policy = optax.tree.norm(own), optax.tree.norm(grads["policy"])
+    total = jax.tree.map(lambda g, p: g + config.ptx_coefficient * p, grads["policy"], own)
+    return grads | {"policy": total}, {
+        "ppo/ptx_nats_per_token": loss,
+        "optim/grad_norm_ptx": norm,
+        "ppo/ptx_gradient_ratio": config.ptx_coefficient * norm / jnp.maximum(norm_policy, 1e-12),
+    }
 
 
-def _rollout_metrics(rollout: Rollout, kl: jax.Array) -> Metrics:
-    rows = rollout.mask_BR.shape[0]
+def _stopped(state: TrainState, k3: jax.Array, config: PpoConfig) -> jax.Array:
+    """Whether the updates on this rollout are over: the policy has moved 1.5 times as far as it should, or had."""
+    if config.stop_kl is None:
+        return state.extra["stopped"]
+    is_first = state.step % config.updates == 0
+    return (state.extra["stopped"] & ~is_first) | (k3 > 1.5 * config.stop_kl)
+
+
+def _kept_unless(made: jax.Array, after: TrainState, before: TrainState, config: PpoConfig) -> TrainState:
+    """`after` if the update was made, else `before` as it was but for step, KL coefficient and stop."""
+
+    def chosen(new, old):
+        return jax.tree.map(partial(jnp.where, made), new, old)
+
+    extra = after.extra | {"updates_made": before.extra["updates_made"] + made.astype(jnp.int32)}
+    if config.average_decay is not None:
+        decay, average = config.average_decay, before.extra["average"]
+        moved = jax.tree.map(
+            lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), average, after.params["policy"]
+        )
+        extra["average"] = chosen(moved, average)
+    params, opt_state = chosen((after.params, after.opt_state), (before.params, before.opt_state))
+    return dataclasses.replace(after, params=params, opt_state=opt_state, extra=extra)
+
+
+def _scored_rows(rollout: Rollout) -> jax.Array:
+    """Responses with a score, at least 1: one without has no token in the mask."""
+    return jnp.maximum(jnp.sum(jnp.any(rollout.mask_BR, axis=1)), 1)
+
+
+def _rollout_metrics(rollout: Rollout, kl: jax.Array, kl_coefficient: jax.Array) -> Metrics:
+    """Figures of the whole rollout; means over the responses that have a score."""
+    scored_B, rows = jnp.any(rollout.mask_BR, axis=1), _scored_rows(rollout)
     k3_BR = kl_estimates(rollout.logp_old_BR, rollout.logp_ref_BR, rollout.mask_BR)[2]
-    tokens = jnp.sum(rollout.mask_BR)
-    return {
+    tokens, score = jnp.sum(rollout.mask_BR), masked_sum(rollout.scores_B, scored_B) / rows
+    metrics = {
         "ppo/kl_nats_per_sequence": kl,
         "ppo/kl_k3_nats_per_sequence": jnp.sum(k3_BR) / rows,
-        "ppo/score": jnp.mean(rollout.scores_B),
-        "ppo/reward": jnp.sum(rollout.rewards_BR) / rows,
+        "ppo/kl_coefficient": kl_coefficient,
+        "ppo/score": score,
+        "ppo/non_score_reward": -kl_coefficient * kl,
+        "ppo/reward": score - kl_coefficient * kl,
         "ppo/response_tokens": tokens / rows,
         "ppo/tokens": tokens,
-        "ppo/end_rate": jnp.mean(rollout.ended_B.astype(rollout.scores_B.dtype)),
+        "ppo/end_rate": jnp.sum(rollout.ended_B & scored_B) / rows,
+        "ppo/unscored": jnp.sum(~scored_B),
     }
+    if rollout.logp_sampler_BR is not None:
+        gap_BR = jnp.where(rollout.mask_BR, jnp.abs(rollout.logp_sampler_BR - rollout.logp_old_BR), 0.0)
+        metrics["ppo/sampler_gap_mean_nats"] = jnp.sum(gap_BR) / jnp.maximum(tokens, 1)
+        metrics["ppo/sampler_gap_max_nats"] = jnp.max(gap_BR)
+    return metrics
 
 
 def _next_coefficient(state: TrainState, kl: jax.Array, config: PpoConfig) -> jax.Array:

@@ -20,15 +20,29 @@ def before_response(x: jax.Array, letters: str, responses: int) -> jax.Array:
     return jax.lax.slice_in_dim(gathered, end - responses, end, axis=1)
 
 
+def response_hidden(
+    model: Model, params: Params, frozen: Params, rows: dict[str, jax.Array], responses: int
+) -> jax.Array:
+    """float[B, R, D], the hidden state before each response token."""
+    h_BTD = model.hidden(params, frozen, rows["tokens_BT"], rows["segments_BT"], rows["positions_BT"])
+    return before_response(h_BTD, "BTD", responses)
+
+
+def hidden_logp(
+    model: Model, params: Params, frozen: Params, h_BRD: jax.Array, tokens_BT: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """(logp_BR, entropy_BR) of the last R tokens of each row from the hidden states before them."""
+    targets_BR = reshard(tokens_BT, dims.act_spec("BS"))[:, -h_BRD.shape[1] :]
+    unembed = partial(model.unembed, params, frozen, decoding=True)
+    return token_logp(unembed, h_BRD, targets_BR, temperature)
+
+
 def response_logp(
     model: Model, *, params: Params, frozen: Params, rows: dict[str, jax.Array], responses: int, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
     """(logp_BR, entropy_BR) of the response tokens under `params`, in nats, at the sampling temperature."""
-    h_BTD = model.hidden(params, frozen, rows["tokens_BT"], rows["segments_BT"], rows["positions_BT"])
-    h_BRD = before_response(h_BTD, "BTD", responses)
-    targets_BR = reshard(rows["tokens_BT"], dims.act_spec("BS"))[:, -responses:]
-    unembed = partial(model.unembed, params, frozen, decoding=True)
-    return token_logp(unembed, h_BRD, targets_BR, temperature)
+    h_BRD = response_hidden(model, params, frozen, rows, responses)
+    return hidden_logp(model, params, frozen, h_BRD, rows["tokens_BT"], temperature)
 
 
 def response_values(

@@ -1,6 +1,5 @@
 """From prompts to a rollout: sample, score, reference log-probabilities, advantages. Pure given the key."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -8,11 +7,12 @@ import jax.numpy as jnp
 from jax.sharding import reshard
 
 from gptjax import dims
-from gptjax.generate.engine import SamplingConfig, generate, prompt_layout
+from gptjax.generate.engine import SamplingConfig, generate_with_logp, prompt_layout
 from gptjax.losses.returns import gae, kl_shaped_rewards, whitened
-from gptjax.train.ppo import PpoConfig
-from gptjax.train.response import response_logp, response_values
-from gptjax.types import Model, Params, PpoBatch, PromptBatch, Rollout, ScalarModel, TrainState
+from gptjax.train.ppo_config import PpoConfig
+from gptjax.train.reference import reference_params
+from gptjax.train.response import hidden_logp, response_hidden, response_logp, response_values
+from gptjax.types import Model, Params, PpoBatch, PromptBatch, Rollout, ScalarModel, TrainState, ValueHead
 
 
 def collect(
@@ -25,8 +25,11 @@ def collect(
     scalar: ScalarModel,
     config: PpoConfig,
     end_id: int,
+    head: ValueHead | None = None,
 ) -> Rollout:
     """Sample a response to each prompt and compute everything that the PPO updates on it need.
+
+    A response whose score is not finite has no token in the mask: no loss, no statistic and no gradient sees it.
 
     Args:
         state: params {"policy", "value"}; extra {"kl_coefficient"}.
@@ -34,42 +37,53 @@ def collect(
         batch: left-padded prompts, and pre-training rows for the updates if PPO-ptx is on.
         key: PRNG key of this rollout.
         policy: the language model.
-        scalar: reward and value model.
+        scalar: the reward model, and the value model if there is no head.
         config: PPO's settings.
         end_id: the end-of-turn token.
+        head: the value head on the policy's trunk, if there is one.
     """
     sampling = SamplingConfig(max_new_tokens=config.response_tokens, temperature=config.temperature)
-    tokens_BR, mask_BR = generate(
+    tokens_BR, mask_BR, logp_sampler_BR = generate_with_logp(
         policy, state.params["policy"], state.frozen, batch.prompts, key, sampling=sampling, end_id=end_id
     )
-    tokens_BT, segments_BT, positions_BT = full_rows(batch.prompts, tokens_BR, mask_BR)
-    rows = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "positions_BT": positions_BT}
-    logp = partial(response_logp, policy, rows=rows, responses=tokens_BR.shape[1], temperature=config.temperature)
-    logp_old_BR, _ = logp(params=state.params["policy"], frozen=state.frozen)
-    logp_ref_BR, _ = logp(params=frozen_models["reference"], frozen=state.frozen)
-    values_BR = response_values(scalar, state.params["value"], state.frozen, rows, tokens_BR.shape[1])
+    rows = dict(zip(_ROWS, full_rows(batch.prompts, tokens_BR, mask_BR), strict=True))
     ended_B = jnp.any(mask_BR & (tokens_BR == end_id), axis=1)
     raw_B = last_score(scalar, frozen_models["reward"], state.frozen, rows)
     scores_B = finished_scores(frozen_models["reward_gain"] * raw_B + frozen_models["reward_bias"], ended_B, config)
-    rewards_BR = kl_shaped_rewards(
-        scores_B, logp_old_BR, logp_ref_BR, mask_BR, kl_coefficient=state.extra["kl_coefficient"]
+    scored_B = jnp.isfinite(scores_B)
+    mask_BR &= scored_B[:, None]
+    logp_old_BR, values_BR = _old_outputs(state, rows, tokens_BR.shape[1], policy, scalar, head, config)
+    logp_ref_BR, _ = response_logp(
+        policy,
+        params=reference_params(frozen_models["reference"], state.params["policy"]),
+        frozen=state.frozen,
+        rows=rows,
+        responses=tokens_BR.shape[1],
+        temperature=config.temperature,
     )
-    if config.whiten_rewards:
-        rewards_BR = whitened(rewards_BR, mask_BR, shift_mean=False)
-    advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, discount=config.discount, trace=config.trace)
+    values_BR = jnp.where(mask_BR, values_BR, 0.0)
+    scores_B = _clipped(jnp.where(scored_B, scores_B, 0.0), config)
+    coefficient = state.extra["kl_coefficient"]
+    rewards_BR = kl_shaped_rewards(scores_B, logp_old_BR, logp_ref_BR, mask_BR, kl_coefficient=coefficient)
+    rewards_BR, advantages_BR, returns_BR = _estimates(rewards_BR, values_BR, mask_BR, config)
     return Rollout(
         **rows,
         mask_BR=mask_BR,
         logp_old_BR=logp_old_BR,
         logp_ref_BR=logp_ref_BR,
-        values_BR=jnp.where(mask_BR, values_BR, 0.0),
+        values_BR=values_BR,
         rewards_BR=rewards_BR,
         advantages_BR=advantages_BR,
         returns_BR=returns_BR,
         scores_B=scores_B,
         ended_B=ended_B,
         pretrain=batch.pretrain,
+        logp_sampler_BR=logp_sampler_BR,
+        version=state.step // config.updates,
     )
+
+
+_ROWS = ("tokens_BT", "segments_BT", "positions_BT")
 
 
 def full_rows(prompts: PromptBatch, tokens_BR: jax.Array, mask_BR: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -95,3 +109,37 @@ def finished_scores(scores_B: jax.Array, ended_B: jax.Array, config: PpoConfig) 
     if config.missing_end_score is not None:
         return jnp.where(ended_B, scores_B, config.missing_end_score)
     return scores_B - jnp.where(ended_B, 0.0, config.missing_end_penalty)
+
+
+def _clipped(scores_B: jax.Array, config: PpoConfig) -> jax.Array:
+    return scores_B if config.score_clip is None else jnp.clip(scores_B, -config.score_clip, config.score_clip)
+
+
+def _old_outputs(
+    state: TrainState,
+    rows: dict[str, jax.Array],
+    responses: int,
+    policy: Model,
+    scalar: ScalarModel,
+    head: ValueHead | None,
+    config: PpoConfig,
+) -> tuple[jax.Array, jax.Array]:
+    """(logp_BR, values_BR) of the sampling policy and its critic by the forward pass that trains them."""
+    params, frozen = state.params, state.frozen
+    h_BRD = response_hidden(policy, params["policy"], frozen, rows, responses)
+    logp_BR, _ = hidden_logp(policy, params["policy"], frozen, h_BRD, rows["tokens_BT"], config.temperature)
+    if head is None:
+        return logp_BR, response_values(scalar, params["value"], frozen, rows, responses)
+    return logp_BR, head.values(params["value"], h_BRD)
+
+
+def _estimates(
+    rewards_BR: jax.Array, values_BR: jax.Array, mask_BR: jax.Array, config: PpoConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(rewards, advantages, returns), whitened where that is done over the whole rollout."""
+    if config.whiten_rewards == "rollout":
+        rewards_BR = whitened(rewards_BR, mask_BR, shift_mean=False)
+    advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, discount=config.discount, trace=config.trace)
+    if config.whiten_advantages == "rollout":
+        advantages_BR = whitened(advantages_BR, mask_BR)
+    return rewards_BR, advantages_BR, returns_BR

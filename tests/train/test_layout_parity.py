@@ -12,9 +12,9 @@ import pytest
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
-from gptjax.run.mesh import MeshConfig, make_mesh, put
+from gptjax.run.mesh import MeshConfig, bytes_per_device, make_mesh, put
 from gptjax.train.lm import lm_step
-from gptjax.train.ppo import PpoConfig, ppo_step
+from gptjax.train.ppo import PpoConfig, initial_extra, ppo_step
 from gptjax.train.reward import reward_step
 from gptjax.train.rollout import collect
 from gptjax.train.sft import sft_step
@@ -62,7 +62,7 @@ def state_of(params, tx):
         opt_state=tx.init(params),
         key=key,
         frozen={},
-        extra={"kl_coefficient": jnp.asarray(0.1)},
+        extra=initial_extra(PPO, {}),
     )
 
 
@@ -126,7 +126,7 @@ TASKS = {
 
 
 def three_updates(task, mesh_config, dtype):
-    """(parameters after three updates as NumPy, bytes of parameters and optimizer state on device 0)."""
+    """(parameters after three updates as NumPy, bytes per device of parameters and optimizer state, metrics)."""
     tx, init, step, make_batch, gather = TASKS[task](dtype)
     mesh = make_mesh(mesh_config, jax.devices()[: math.prod(mesh_config.sizes(8 if mesh_config is not ONE else 1))])
     with jax.set_mesh(mesh):
@@ -134,12 +134,7 @@ def three_updates(task, mesh_config, dtype):
         batch = put(make_batch(np.random.default_rng(0)), mesh)
         if gather is not None:
             batch = jax.jit(gather)(state, batch)
-        held = sum(
-            shard.data.nbytes
-            for leaf in jax.tree.leaves((state.params, state.opt_state))
-            for shard in leaf.addressable_shards
-            if shard.device == mesh.devices.flat[0]
-        )
+        held = bytes_per_device((state.params, state.opt_state))
         run = jax.jit(step)
         for _ in range(3):
             state, metrics = run(state, batch)

@@ -9,13 +9,15 @@ import pytest
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.run.mesh import put
-from gptjax.train.ppo import PpoConfig, ppo_step
+from gptjax.train.ppo import PpoConfig, initial_extra, ppo_step
 from gptjax.train.rollout import collect
 from gptjax.train.update import initial_state
 from gptjax.types import PpoBatch, PromptBatch
 
 SIZES = ModelConfig(vocab_size=16, layers=1, width=8, heads=2, max_length=16)
-PPO = PpoConfig(prompts=4, minibatches=2, response_tokens=5, temperature=0.7, kl_target=1.0, kl_horizon=100.0)
+PPO = PpoConfig(
+    prompts=4, minibatches=2, response_tokens=5, temperature=0.7, kl_coefficient=0.1, kl_target=1.0, kl_horizon=100.0
+)
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def ppo(one_device):
     policy, scalar, tx = language_model(SIZES), scalar_model(SIZES), optax.sgd(0.5)
     key = jax.random.key(0)
     params = {"policy": jax.jit(policy.init)(key), "value": jax.jit(scalar.init)(key)}
-    state = initial_state(params, tx, key, kl_coefficient=jnp.float32(0.1))
+    state = initial_state(params, tx, key, **initial_extra(PPO, params["policy"]))
     frozen = {"reference": params["policy"], "reward": params["value"]}
     frozen |= {"reward_gain": jnp.float32(1.0), "reward_bias": jnp.float32(0.0)}
     tokens_BP = np.array([[0, 0, 7, 8], [3, 4, 5, 6], [0, 9, 2, 3], [4, 4, 4, 4]], np.int32)

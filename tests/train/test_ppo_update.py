@@ -11,7 +11,7 @@ import pytest
 from tables import bigram, table_of_values
 
 from gptjax.run.mesh import put
-from gptjax.train.ppo import PpoConfig, minibatch, ppo_step
+from gptjax.train.ppo import PpoConfig, initial_extra, minibatch, ppo_step
 from gptjax.train.update import initial_state
 from gptjax.types import LmBatch, Rollout
 
@@ -51,7 +51,7 @@ def host_rollout(actions, advantages, returns, *, logp_old=UNIFORM, padding=0, p
 
 def updated(mesh, rollout, config):
     params = {"policy": {"table": jnp.zeros((4, 4))}, "value": {"value": jnp.zeros(4)}}
-    state = initial_state(params, SGD, jax.random.key(0), kl_coefficient=jnp.float32(0.1))
+    state = initial_state(params, SGD, jax.random.key(0), **initial_extra(config, params["policy"]))
     step = partial(ppo_step, policy=bigram(), scalar=table_of_values(), optimizer=SGD, config=config)
     after, metrics = jax.jit(step)(state, put(rollout, mesh))
     return after.params["policy"]["table"], after.params["value"]["value"], metrics

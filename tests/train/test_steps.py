@@ -9,7 +9,7 @@ from tables import bigram, table_of_values
 
 from gptjax.run.mesh import put
 from gptjax.train.lm import lm_step
-from gptjax.train.ppo import PpoConfig, minibatch, ppo_step
+from gptjax.train.ppo import PpoConfig, initial_extra, minibatch, ppo_step
 from gptjax.train.reward import reward_step
 from gptjax.train.rollout import collect
 from gptjax.train.sft import sft_step
@@ -86,7 +86,7 @@ def ppo(one_device):
         "reward_gain": jnp.asarray(2.0),
         "reward_bias": jnp.asarray(-0.5),
     }
-    state = initial_state(params, tx, jax.random.key(0), kl_coefficient=jnp.float32(0.2))
+    state = initial_state(params, tx, jax.random.key(0), **initial_extra(CONFIG, params["policy"]))
     lengths = np.tile(np.array([1, 2, 3, 4], np.int32), 4)
     prompts = PromptBatch(tokens_BP=rng.integers(0, 3, (16, 4)).astype(np.int32), lengths_B=lengths)
     batch = put(PpoBatch(prompts=prompts), one_device)
