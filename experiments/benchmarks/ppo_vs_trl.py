@@ -30,7 +30,8 @@ from trl_peer import ForwardTokens, Sizes, Turns, report, use_cores
 
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.run.mesh import MeshConfig, make_mesh, put
-from gptjax.train.ppo import PpoConfig, ppo_step
+from gptjax.train.ppo import initial_extra, ppo_step
+from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.rollout import collect
 from gptjax.train.update import initial_state
 from gptjax.types import PpoBatch, PromptBatch
@@ -89,6 +90,7 @@ class OurIteration:
             response_tokens=args.new_tokens,
             kl_coefficient=KL_COEFFICIENT,
             missing_end_penalty=0.0,
+            whiten_advantages="rollout",
         )
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         policy, scalar = language_model(sizes.gptjax()), scalar_model(sizes.gptjax())
@@ -97,7 +99,9 @@ class OurIteration:
         self.collect = jax.jit(partial(collect, **common, end_id=-1))  # no token ends a response
         self.step = jax.jit(partial(ppo_step, **common, optimizer=optimizer), donate_argnums=0)
         with jax.set_mesh(self.mesh):
-            self.state, self.frozen_models = jax.jit(partial(beginning, policy, scalar, optimizer))(jax.random.key(0))
+            self.state, self.frozen_models = jax.jit(partial(beginning, policy, scalar, optimizer, self.config))(
+                jax.random.key(0)
+            )
             lengths_B = np.full(args.prompts, args.prompt_tokens, np.int32)
             prompts = PromptBatch(tokens_BP=prompts_BP.astype(np.int32), lengths_B=lengths_B)
             self.batch = put(PpoBatch(prompts=prompts), self.mesh)
@@ -119,16 +123,16 @@ class OurIteration:
     def done(self, iterations: int) -> dict[str, float]:
         return {
             "new_tokens": self.new_tokens / iterations,
-            "updates": int(self.state.step) / iterations,
+            "updates": int(self.state.extra["updates_made"]) / iterations,
             "trained_tokens": self.trained_tokens / iterations,
         }
 
 
-def beginning(policy, scalar, optimizer, key):
+def beginning(policy, scalar, optimizer, config, key):
     """(state, frozen models) with random weights."""
     keys = jax.random.split(key, 4)
     params = {"policy": policy.init(keys[0]), "value": scalar.init(keys[1])}
-    state = initial_state(params, optimizer, keys[3], kl_coefficient=jnp.asarray(KL_COEFFICIENT))
+    state = initial_state(params, optimizer, keys[3], **initial_extra(config, params["policy"]))
     reward = {"reward": scalar.init(keys[2]), "reward_gain": jnp.ones(()), "reward_bias": jnp.zeros(())}
     return state, reward | {"reference": jax.tree.map(jnp.copy, params["policy"])}
 

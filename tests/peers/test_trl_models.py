@@ -1,5 +1,7 @@
 """Whole forward passes and updates against transformers and TRL: the same GPT-2 weights on both sides, in float64."""
 
+import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +13,8 @@ import pytest
 from gptjax.generate.engine import SamplingConfig, generate
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.run.mesh import put
-from gptjax.train.ppo import PpoConfig, ppo_step
+from gptjax.train.ppo import initial_extra, ppo_step
+from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.response import response_logp, response_values
 from gptjax.train.reward import reward_step
 from gptjax.train.rollout import full_rows, last_score
@@ -101,19 +104,11 @@ def test_the_mask_of_a_sampled_response_ends_where_trl_cuts_it(models):
         tokens_BP=jnp.asarray(rng.integers(0, PAD, (16, PROMPT)), jnp.int32),
         lengths_B=jnp.full((16,), PROMPT, jnp.int32),
     )
-    stop, beyond = 3, VOCABULARY  # TRL pads with a token that the policy cannot sample
-    tokens, mask = (
-        np.array(x)
-        for x in generate(
-            models.model,
-            models.params["policy"],
-            {},
-            prompts,
-            jax.random.key(0),
-            sampling=SamplingConfig(max_new_tokens=RESPONSE),
-            end_id=stop,
-        )
-    )
+    sampling = SamplingConfig(max_new_tokens=RESPONSE)
+    draw = partial(generate, models.model, models.params["policy"], {}, prompts, jax.random.key(0), sampling=sampling)
+    free, _ = draw(end_id=-1)
+    stop, beyond = np.bincount(np.ravel(free)).argmax(), VOCABULARY  # TRL pads with a token that cannot be sampled
+    tokens, mask = (np.array(x) for x in draw(end_id=int(stop)))
     responses = torch.tensor(np.where(mask, tokens, rng.integers(0, PAD, mask.shape)))  # TRL goes on sampling
     cut = ppo_trainer.truncate_response(stop, beyond, responses)
     lengths = ppo_trainer.first_true_indices(cut == beyond).numpy()
@@ -169,10 +164,11 @@ def test_one_update_of_policy_and_value_equals_trl(models, one_device):
         ended_B=np.ones(4, bool),
         **drawn,
     )
-    rollout = put(rollout, one_device)
+    rollout = dataclasses.replace(put(rollout, one_device), version=jnp.zeros((), jnp.int32))
     config = PpoConfig(prompts=4, minibatches=1, epochs=1, response_tokens=RESPONSE, temperature=0.7)
     optimizer = optax.sgd(1.0)
-    state = initial_state(models.params, optimizer, jax.random.key(0), kl_coefficient=jnp.zeros(()))
+    extra = initial_extra(config, models.params["policy"])
+    state = initial_state(models.params, optimizer, jax.random.key(0), **extra)
     after, metrics = ppo_step(
         state, rollout, policy=models.model, scalar=models.scalar_model, optimizer=optimizer, config=config
     )
