@@ -14,7 +14,7 @@ from gptjax.run.tasks.lm import LmTask
 from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.reward import RewardTask
 from gptjax.run.tasks.sft import SftTask
-from gptjax.train.ppo import PpoConfig
+from gptjax.train.ppo_config import PpoConfig
 
 MODEL = ModelConfig(vocab_size=4096, layers=4, width=128, heads=4, max_length=256, activation="relu2", unroll=4)
 LABELER = SimulatedLabeler(temperature=0.7)

@@ -7,59 +7,12 @@ from typing import Any, NamedTuple
 
 from gptjax.run import report_charts as charts
 from gptjax.run import report_html as pieces
+from gptjax.run import report_words as words
 from gptjax.run.metrics import read_metrics
 from gptjax.run.progress import duration
 from gptjax.run.report_charts import Picture
 from gptjax.run.series import number
 
-_TITLES = {
-    "lm": "Language model",
-    "mlm": "Masked language model",
-    "sft": "Supervised fine-tuning",
-    "reward": "Reward model",
-    "ppo": "PPO",
-    "dpo": "DPO",
-    "grpo": "GRPO",
-    "rejection": "Rejection sampling",
-}
-_PACKING = {"packing_fill": "rows are {:.1%} full", "packing_dropped_tokens": "{:,.0f} tokens were left out of them"}
-_DETAILS = {
-    "lm": _PACKING,
-    "mlm": _PACKING,
-    "sft": {
-        "conversations_truncated": "{:,.0f} conversations were cut",
-        "conversations_dropped": "{:,.0f} left out, as no target would have remained",
-    },
-    "reward": {
-        "nll": "negative log-likelihood {:.3g} nats per pair",
-        "brier": "Brier score {:.3g}",
-        "ece": "expected calibration error {:.3g}",
-        "length_correlation": "correlation of score with length {:+.2f}",
-    },
-    "dpo": {
-        "accuracy": "held-out pairs: {:.1%} ordered correctly",
-        "margin": "margin {:.3g}",
-        "kl_nats": "KL from the SFT model {:.3g} nats per answer",
-        "gold_gain": "gold reward {:+.3g} from SFT",
-    },
-    "grpo": {
-        "proxy_sft": "proxy reward {:.3g} before",
-        "proxy_grpo": "{:.3g} after",
-        "kl_nats": "KL from the SFT model {:.3g} nats per answer",
-        "gold_gain": "gold reward {:+.3g} from SFT",
-    },
-    "rejection": {
-        "proxy_samples": "proxy reward of all samples {:.3g}",
-        "proxy_winners": "of the winners {:.3g}",
-        "end_rate": "{:.1%} of answers end on their own after fine-tuning",
-    },
-    "ppo": {
-        "proxy_sft": "proxy reward {:.3g} before PPO",
-        "proxy_ppo": "{:.3g} after",
-        "end_rate_sft": "answers that end on their own: {:.1%} before",
-        "end_rate_ppo": "{:.1%} after",
-    },
-}
 _HOW_TO_READ = (
     "Thin lines are logged values, thick lines running means; where a caption says that something fell or rose, it "
     "compares the means over the first and the last twentieth of the run."
@@ -156,7 +109,8 @@ def _summary(recipe: Mapping[str, Any], stages: Sequence[Stage]) -> str:
     parts += [f" on {recipe['devices']}"] if recipe.get("devices") else []
     versions = [f"{label} {recipe[key]}" for key, label in (("python", "Python"), ("jax", "JAX")) if recipe.get(key)]
     parts += [f" ({', '.join(versions)})"] if versions else []
-    sentences = ["".join(parts)] + [sentence for stage in stages if (sentence := _sentence(stage))]
+    outcomes = [words.sentence(stage.task, stage.evaluation) for stage in stages]
+    sentences = ["".join(parts), *filter(None, outcomes)]
     unfinished = [stage.name for stage in stages if stage.missing]
     sentences += (
         [f"Something is missing from {', '.join(unfinished)}; the sections below say what"] if unfinished else []
@@ -164,101 +118,33 @@ def _summary(recipe: Mapping[str, Any], stages: Sequence[Stage]) -> str:
     return pieces.paragraph(". ".join(sentences) + ".")
 
 
-def _sentence(stage: Stage) -> str:
-    """The stage's outcome in words, from the figures that are there."""
-    figure = {key: number(value) for key, value in stage.evaluation.items()}
-    if stage.task == "lm":
-        return _joined(
-            ("The language model needs {:.3g} bits per byte of held-out text", figure.get("bits_per_byte")),
-            ("against {:.3g} for the xz compressor", figure.get("xz_bits_per_byte")),
-        )
-    if stage.task == "mlm":
-        return _joined(
-            ("The masked language model guesses {:.1%} of the selected held-out tokens", figure.get("accuracy")),
-            ("at {:.3g} nats each", figure.get("nats_per_token")),
-        )
-    if stage.task == "sft":
-        return _joined(
-            ("After fine-tuning {:.1%} of answers end on their own", figure.get("end_rate")),
-            ("and held-out answers cost {:.3g} nats per token", figure.get("nats_per_token")),
-        )
-    if stage.task == "reward":
-        return _joined(
-            ("The reward model orders {:.1%} of held-out comparisons correctly", figure.get("accuracy")),
-            ("on sampled pairs it is right on {:.1%}", figure.get("sampled_pair_accuracy")),
-            ("where {:.1%} is the best possible", figure.get("sampled_pair_bayes_accuracy")),
-            ("and going by length gives {:.1%}", figure.get("length_only_accuracy")),
-        )
-    return _ppo_sentence(stage.evaluation) if stage.task == "ppo" else ""
-
-
-def _ppo_sentence(evaluation: Mapping[str, Any]) -> str:
-    text = _joined(
-        ("After PPO the gold reward is {:.3g}", number(evaluation.get("gold_ppo"))),
-        ("against {:.3g} before it", number(evaluation.get("gold_sft"))),
-        ("a gain of {:.3g}", number(evaluation.get("gold_gain"))),
-        ("at a KL of {:.3g} nats", number(evaluation.get("kl_nats"))),
-    )
-    interval = evaluation.get("gold_gain_ci")
-    bounds = [number(bound) for bound in interval] if isinstance(interval, list) else []
-    if text and len(bounds) == 2 and bounds[0] is not None and bounds[1] is not None:
-        text += f"; the confidence interval of the gain is {bounds[0]:.3g} to {bounds[1]:.3g}"
-        text += ", which includes no gain at all" if bounds[0] <= 0 <= bounds[1] else ""
-    return text
-
-
-def _joined(*parts: tuple[str, float | None]) -> str:
-    text = ", ".join(form.format(value) for form, value in parts if value is not None)
-    return text[:1].upper() + text[1:]
-
-
 def _stage_table(stages: Sequence[Stage]) -> str:
     cells = []
     for stage in stages:
         seconds = number(stage.result.get("seconds"))
-        counts = [_count(stage.result.get(key)) for key in ("steps", "tokens", "parameters")]
+        counts = [words.count(stage.result.get(key)) for key in ("steps", "tokens", "parameters")]
         time = duration(seconds) if seconds is not None else "-"
-        cells.append([stage.name, _headline(stage), time, *counts])
+        cells.append([stage.name, _outcome(stage), time, *counts])
     heads = ("stage", "result", "time", "updates", "tokens", "parameters")
     return pieces.table(heads, cells, numbers=(2, 3, 4, 5))
 
 
-def _headline(stage: Stage) -> str:
-    key, form = {
-        "lm": ("bits_per_byte", "{:.3g} bits per byte"),
-        "mlm": ("accuracy", "{:.1%} of selected tokens guessed"),
-        "sft": ("nats_per_token", "{:.3g} nats per token"),
-        "reward": ("accuracy", "{:.1%} ordered correctly"),
-        "ppo": ("gold_gain", "{:+.3g} gold reward"),
-        "dpo": ("accuracy", "{:.1%} ordered correctly"),
-        "grpo": ("gold_gain", "{:+.3g} gold reward"),
-        "rejection": ("nats_per_token", "{:.3g} nats per token"),
-    }.get(stage.task, ("", ""))
-    value = number(stage.evaluation.get(key))
-    if value is not None:
-        return form.format(value)
+def _outcome(stage: Stage) -> str:
+    if headline := words.headline(stage.task, stage.evaluation):
+        return headline
     return "finished" if stage.result else f"stopped at step {stage.rows[-1]['step']:,}" if stage.rows else "not begun"
 
 
-def _count(value: Any) -> str:
-    """1234567 -> "1.23 M"."""
-    count = number(value)
-    if count is None:
-        return "-"
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if abs(count) >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:,.0f}"
-
-
 def _section(stage: Stage) -> str:
-    title = _TITLES.get(stage.task, stage.task)
+    title = words.TITLES.get(stage.task, stage.task)
     parts = [pieces.heading(title if stage.name == stage.task else f"{title} ({stage.name})")]
     parts += [pieces.note(sentence + ".") for sentence in stage.missing]
-    if sentence := _sentence(stage):
+    if sentence := words.sentence(stage.task, stage.evaluation):
         parts.append(pieces.paragraph(sentence + "."))
     parts += [pieces.figure(picture) for picture in _pictures(stage) if picture]
-    return "\n".join([*parts, _details(stage), _texts(stage)])
+    if details := words.details(stage.task, stage.evaluation):
+        parts.append(pieces.paragraph(details + "."))
+    return "\n".join([*parts, _texts(stage)])
 
 
 def _pictures(stage: Stage) -> list[Picture | None]:
@@ -298,13 +184,6 @@ def _pictures(stage: Stage) -> list[Picture | None]:
     else:
         drawn = [charts.rewards_and_kl(rows, evaluation), charts.frontier(rows, evaluation)]
     return [*drawn, charts.panels(rows)]
-
-
-def _details(stage: Stage) -> str:
-    """The remaining figures in a line."""
-    forms = _DETAILS.get(stage.task, {})
-    text = _joined(*((form, number(stage.evaluation.get(key))) for key, form in forms.items()))
-    return pieces.paragraph(text + ".") if text else ""
 
 
 def _texts(stage: Stage) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_preferences import TOKENIZER, comparison
+from numbered import TOKENIZER, comparison
 
 from gptjax.data.loader import batch_at
 from gptjax.data.pairs import pair_ids, preference_batch, ranked_pairs, with_reference

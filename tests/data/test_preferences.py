@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numbered import PROMPT, TOKENIZER, comparison
 
 from gptjax.data.preferences import (
-    Comparison,
     Response,
     check_ranks,
     dense,
@@ -18,22 +17,6 @@ from gptjax.data.preferences import (
     reward_batch,
     trimmed,
 )
-
-TOKENIZER = SimpleNamespace(
-    pad_id=0,
-    bos_id=1,
-    system_id=2,
-    user_id=3,
-    assistant_id=5,
-    end_id=6,
-    encode=lambda text: [int(word) for word in text.split()],
-)
-PROMPT = [{"role": "user", "content": "10"}]
-
-
-def comparison(*contents, ranks=None, ended=True):
-    responses = [Response(content=content, ended=ended) for content in contents]
-    return Comparison(messages=PROMPT, responses=responses, ranks=ranks or list(range(1, len(contents) + 1)))
 
 
 def test_candidates_of_a_prompt_lie_side_by_side():

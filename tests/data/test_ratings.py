@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_preferences import PROMPT, TOKENIZER
+from numbered import PROMPT, TOKENIZER
 
 from gptjax.data.preferences import Response
 from gptjax.data.ratings import RatedResponses, rating_batch, read_ratings

@@ -10,7 +10,7 @@ from gptjax.run.tasks.lm import LmTask
 from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.reward import RewardTask
 from gptjax.run.tasks.sft import SftTask
-from gptjax.train.ppo import PpoConfig
+from gptjax.train.ppo_config import PpoConfig
 
 DATA = Path(os.environ["TINY_DATA"])
 MODEL = ModelConfig(vocab_size=320, layers=2, width=32, heads=4, kv_heads=2, hidden=64, max_length=64, dropout=0.1)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_cases import case, close, far
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_golden import case, close, far
 
 from gptjax.losses.cross_entropy import row_logp
 from gptjax.losses.dpo import dpo_loss

@@ -1,35 +1,13 @@
 """The worked cases of tests/golden/objectives.json, in float32 and float64, and not near what known bugs give."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from golden_cases import case, close, far
 
 from gptjax.losses import cross_entropy, policy, preference, returns
-from gptjax.train.ppo import PpoConfig
+from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.rollout import finished_scores
-
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]
-
-
-def close(actual, expected, dtype):
-    tolerance = 1e-9 if dtype == "float64" else 2e-5
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
-
-
-def far(actual, wrong):
-    assert not np.allclose(np.asarray(actual), np.asarray(wrong), rtol=1e-3, atol=1e-3)
-
-
-def case(name, dtype):
-    found = GOLDEN[name]
-
-    def array(key, kind=None):
-        return jnp.asarray(found["inputs"][key], kind or dtype)
-
-    return array, found["expected"], found["inputs"]
 
 
 def test_next_token_loss_shifts_once_and_masks_by_length(dtype):

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_cases import GOLDEN, case, close, far
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_golden import GOLDEN, case, close, far
 
 from gptjax.eval.best_of_n import best_of_n
 from gptjax.losses.groups import (

@@ -11,7 +11,7 @@ import pytest
 from gptjax.optim.muon import orthogonalised
 from gptjax.optim.optimizer import OptimizerConfig, learning_rate, optimizer
 from gptjax.optim.schedule import schedule
-from gptjax.train.ppo import PpoConfig
+from gptjax.train.ppo_config import PpoConfig
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]["SFT3_schedules"]
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gptjax.losses.cross_entropy import row_logp
-from gptjax.losses.preference import dpo_loss, ranking_loss
+from gptjax.losses.dpo import dpo_loss
+from gptjax.losses.preference import ranking_loss
 
 torch = pytest.importorskip("torch")
 dpo_trainer = pytest.importorskip("trl.trainer.dpo_trainer")

@@ -6,13 +6,13 @@ from typing import TypeAlias
 
 from gptjax.data.conversations import Message
 from gptjax.data.prompts import read_prompts
-from gptjax.data.python_questions import Question, questions
+from gptjax.data.python_questions import Question, questions, unanswered_questions
 
 Asked: TypeAlias = list[tuple[Sequence[Message], Question | None]]
 
 
 def asked_prompts(path: Path | None) -> tuple[Asked, Asked]:
-    """(training, held-out) prompts, each with its question if its true answer is known.
+    """(training, held-out) prompts, each with its question if it is one about this Python's library.
 
     Args:
         path: JSON lines of {"messages": [...]}, of which the last tenth is held out; None: questions about this
@@ -22,7 +22,7 @@ def asked_prompts(path: Path | None) -> tuple[Asked, Asked]:
         ValueError: the file holds too few prompts, or a bad line.
     """
     if path is None:
-        train, heldout = questions("train"), questions("heldout")
+        train, heldout = [*questions("train"), *unanswered_questions()], questions("heldout")
         return [(question.messages, question) for question in train], [(q.messages, q) for q in heldout]
     everything: Asked = [(messages, None) for messages in read_prompts(path)]
     cut = len(everything) - max(2, len(everything) // 10)
