@@ -42,7 +42,7 @@ def _call(path: Path, name: str) -> Experiment | Recipe:
     names = [name] if name else ["recipe", "experiment"]
     function = next((getattr(module, n) for n in names if callable(getattr(module, n, None))), None)
     if function is None:
-        defined = sorted(n for n, value in vars(module).items() if callable(value) and not n.startswith("_"))
+        defined = sorted(n for n, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__)
         raise ValueError(f"{path} defines no function {' or '.join(names)}; it has: {', '.join(defined) or 'none'}")
     found = function()
     if not isinstance(found, Experiment | Recipe):
