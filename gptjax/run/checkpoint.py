@@ -95,14 +95,18 @@ def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
         abstract_model: {"params", "extra"}, or any part of that tree, of jax.ShapeDtypeStruct with shardings.
 
     Raises:
-        ValueError: no checkpoint there.
+        ValueError: no checkpoint there, or one without something that is asked for.
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context, ocp.training.Checkpointer(str((folder / "checkpoints").absolute())) as checkpointer:
         if checkpointer.latest is None:
             raise ValueError(f"no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
-        return checkpointer.load_checkpointables(checkpointer.latest, {"model": abstract_model})["model"]
+        loaded = checkpointer.load_checkpointables(checkpointer.latest, {"model": abstract_model})["model"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(loaded):
+        if not isinstance(leaf, jax.Array):  # a partial load leaves what it does not find as it was asked for
+            raise ValueError(f"the checkpoint in {folder / 'checkpoints'} lacks {jax.tree_util.keystr(path)}")
+    return loaded
 
 
 def abstract(tree: Any) -> Any:

@@ -149,7 +149,7 @@ def test_recomputation_changes_no_gradient(one_device):
         gradients.append(jax.jit(jax.grad(lambda p, m=model: jnp.sum(m.hidden(p, {}, *rows) ** 3)))(params))
     for other in gradients[1:]:
         for a, b in zip(jax.tree.leaves(gradients[0]), jax.tree.leaves(other), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-4)
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())  # recomputed, so rounded anew
 
 
 def test_the_scalar_head_reads_each_position_by_itself(one_device):
