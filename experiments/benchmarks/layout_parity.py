@@ -3,11 +3,12 @@
     python experiments/benchmarks/layout_parity.py runs/chatgpt_mini --steps 50
 
 Each stage starts from the finished run's results, so that only the layout differs. Prints the largest relative
-difference of each stage's losses and the bytes per device of parameters and optimizer state.
+difference of each stage's losses, and by how much the bytes per device of parameters and optimizer state fall.
 Last result: docs/log.md.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -35,14 +36,18 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for stage, names in LOSSES.items():
-            logs = {}
+            logs, held = {}, {}
             for layout, options in {"one": [], "eight": MESH}.items():
                 folder = Path(scratch) / f"{stage}-{layout}"
                 _run(args, stage, folder, [*options, *args.options])
                 logs[layout] = read_metrics(folder / "run" / "metrics.jsonl")
+                result = json.loads((folder / "run" / "result.json").read_text())
+                held[layout] = result["state_bytes_per_device"]
             for name in names:
-                rows.append([stage, name, args.steps, f"{_largest_difference(logs['one'], logs['eight'], name):.1e}"])
-    table("one device against fsdp 4 x tensor 2", ["stage", "metric", "steps", "largest relative difference"], rows)
+                difference = f"{_largest_difference(logs['one'], logs['eight'], name):.1e}"
+                rows.append([stage, name, args.steps, difference, held["one"] / held["eight"]])
+    heads = ["stage", "metric", "steps", "largest relative difference", "bytes per device, one / eight"]
+    table("one device against fsdp 4 x tensor 2", heads, rows)
 
 
 def _run(args: argparse.Namespace, stage: str, folder: Path, options: list[str]) -> None:

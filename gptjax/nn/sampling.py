@@ -31,10 +31,31 @@ def sample(
         logits_BV = jnp.where(logits_BV >= kth_B1, logits_BV, -jnp.inf)
     if top_p < 1.0:
         logits_BV = jnp.where(logits_BV >= _nucleus_floor(logits_BV, top_p), logits_BV, -jnp.inf)
-    gumbel_BV = jax.random.gumbel(
-        key, logits_BV.shape, logits_BV.dtype, out_sharding=PartitionSpec(dims.BATCH_AXES, None)
-    )
-    return jnp.argmax(logits_BV + gumbel_BV, axis=-1).astype(jnp.int32)
+    return _drawn(logits_BV, key)
+
+
+def _drawn(logits_BV: jax.Array, key: jax.Array, *, group: int = 64) -> jax.Array:
+    """A token with its softmax probability, from one uniform number a row: first its group of tokens, then the token.
+
+    The Gumbel trick needs V random numbers a row, which cost a CPU more than the model that made the logits.
+    """
+    batch, vocab = logits_BV.shape
+    rest = -vocab % group
+    mass_BV = jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
+    mass_BVV = jnp.pad(mass_BV, ((0, 0), (0, rest))).reshape(batch, -1, group)
+    group_mass_BV = jnp.sum(mass_BVV, axis=2)
+    through_BV = jnp.cumsum(group_mass_BV, axis=1)
+    rows = PartitionSpec(dims.BATCH_AXES, None)
+    uniform_B1 = jax.random.uniform(key, (batch, 1), logits_BV.dtype, out_sharding=rows)
+    target_B1 = uniform_B1 * through_BV[:, -1:]
+    passed_BV = through_BV <= target_B1
+    chosen_B = jnp.sum(passed_BV, axis=1)
+    is_chosen_BV = jnp.arange(through_BV.shape[1])[None] == chosen_B[:, None]
+    inside_BV = jnp.sum(jnp.where(is_chosen_BV[:, :, None], mass_BVV, 0.0), axis=1)
+    left_B1 = target_B1 - jnp.sum(jnp.where(passed_BV, group_mass_BV, 0.0), axis=1, keepdims=True)
+    within_B = jnp.sum(jnp.cumsum(inside_BV, axis=1) <= left_B1, axis=1)
+    last_B = jnp.max(jnp.where(inside_BV > 0, jnp.arange(group)[None], 0), axis=1)  # rounding must not pass it
+    return (chosen_B * group + jnp.minimum(within_B, last_B)).astype(jnp.int32)
 
 
 def _nucleus_floor(logits_BV: jax.Array, top_p: float) -> jax.Array:

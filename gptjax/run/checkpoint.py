@@ -97,7 +97,7 @@ def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
     Raises:
         ValueError: no checkpoint there.
     """
-    with ocp.training.Checkpointer((folder / "checkpoints").absolute()) as checkpointer:
+    with ocp.training.Checkpointer(str((folder / "checkpoints").absolute())) as checkpointer:
         if checkpointer.latest is None:
             raise ValueError(f"no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
         return checkpointer.load_checkpointables(checkpointer.latest, {"model": abstract_model})["model"]

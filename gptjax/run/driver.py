@@ -13,7 +13,7 @@ import numpy as np
 from gptjax.optim.optimizer import learning_rate
 from gptjax.run.checkpoint import Checkpoints, abstract
 from gptjax.run.experiment import Experiment, Recipe, build_task, check_layout, task_kind
-from gptjax.run.mesh import make_mesh, put
+from gptjax.run.mesh import bytes_per_device, make_mesh, put
 from gptjax.run.metrics import Meter, MetricsLog
 from gptjax.run.progress import Progress, status
 from gptjax.run.report import write_report
@@ -77,6 +77,7 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
                 "task": task_kind(experiment),
                 "steps": experiment.steps,
                 "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+                "state_bytes_per_device": bytes_per_device((state.params, state.opt_state)),
             }
             write_atomically(folder / "result.json", json.dumps(result | about, indent=1))
         finally:

@@ -65,6 +65,15 @@ def batch_rows(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in dims.BATCH_AXES)
 
 
+def bytes_per_device(tree: Any) -> int:
+    """Bytes that the device with most of them holds of the arrays in `tree`."""
+    held: dict[Any, int] = {}
+    for leaf in jax.tree.leaves(tree):
+        for shard in leaf.addressable_shards:
+            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    return max(held.values(), default=0)
+
+
 def put(batch: Any, mesh: Mesh) -> Any:
     """A batch on the mesh from its host arrays; the letters in each field's name are its layout.
 

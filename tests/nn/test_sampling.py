@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from gptjax.nn.sampling import sample
+from gptjax.run.mesh import MeshConfig, make_mesh
 
 P = np.array([0.4, 0.1, 0.3, 0.15, 0.05])
 
@@ -70,3 +71,25 @@ def test_a_draw_follows_its_key(one_device):
     assert (first == again).all()
     assert (first != other).any()
     assert len(set(first.tolist())) == 7  # rows draw apart from one another
+
+
+def test_tokens_of_many_groups_come_as_often_as_softmax_says(one_device):
+    # 200 tokens are drawn in groups of 64, the last one ragged; a third of them has no mass, whole groups' ends too
+    rng = np.random.default_rng(0)
+    p = np.where(np.arange(200) % 3 == 0, 0.0, rng.gamma(1.0, size=200))
+    p[60:70] = p[190:] = 0.0
+    logits_BV = jnp.broadcast_to(jnp.log(jnp.asarray(p / p.sum()))[None], (40_000, 200))
+    found = np.bincount(sample(logits_BV, jax.random.key(3)), minlength=200)
+    assert not found[p == 0].any()
+    assert stats.chisquare(found[p > 0], 40_000 * p[p > 0] / p.sum()).pvalue > 1e-3
+
+
+def test_a_draw_does_not_depend_on_the_mesh():
+    logits = np.random.default_rng(0).normal(size=(16, 100)).astype(np.float32)
+    draws = []
+    for config in (MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)):
+        mesh = make_mesh(config, jax.devices()[: np.prod(config.sizes(8 if config.tensor == 2 else 1))])
+        with jax.set_mesh(mesh):
+            spread = jax.device_put(logits, jax.NamedSharding(mesh, jax.P(("data", "fsdp"), "tensor")))
+            draws.append(np.asarray(jax.jit(sample)(spread, jax.random.key(5))))
+    assert (draws[0] == draws[1]).all()

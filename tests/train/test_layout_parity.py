@@ -12,7 +12,7 @@ import pytest
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
-from gptjax.run.mesh import MeshConfig, make_mesh, put
+from gptjax.run.mesh import MeshConfig, bytes_per_device, make_mesh, put
 from gptjax.train.dpo import DpoConfig, dpo_step
 from gptjax.train.group_rollout import collect_groups
 from gptjax.train.grpo import GrpoConfig, GrpoLoss, RlooLoss, grpo_step
@@ -198,7 +198,7 @@ TASKS = {
 
 
 def three_updates(task, mesh_config, dtype):
-    """(parameters after three updates as NumPy, bytes of parameters and optimizer state on device 0)."""
+    """(parameters after three updates as NumPy, bytes per device of parameters and optimizer state, metrics)."""
     tx, init, step, make_batch, gather = TASKS[task](dtype)
     mesh = make_mesh(mesh_config, jax.devices()[: math.prod(mesh_config.sizes(8 if mesh_config is not ONE else 1))])
     with jax.set_mesh(mesh):
@@ -206,12 +206,7 @@ def three_updates(task, mesh_config, dtype):
         batch = put(make_batch(np.random.default_rng(0)), mesh)
         if gather is not None:
             batch = jax.jit(gather)(state, batch)
-        held = sum(
-            shard.data.nbytes
-            for leaf in jax.tree.leaves((state.params, state.opt_state))
-            for shard in leaf.addressable_shards
-            if shard.device == mesh.devices.flat[0]
-        )
+        held = bytes_per_device((state.params, state.opt_state))
         run = jax.jit(step)
         for _ in range(3):
             state, metrics = run(state, batch)

@@ -47,7 +47,7 @@ def sampled():
 
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        params = jax.jit(lambda key: jax.tree.map(lambda x: 4 * x, model.init(key)))(jax.random.key(0))  # not uniform
+        params = jax.jit(lambda key: jax.tree.map(lambda x: 3 * x, model.init(key)))(jax.random.key(0))  # not uniform
         return model, params, logp, *draw(params, padded(mesh, 4))
 
 
