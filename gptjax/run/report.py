@@ -7,20 +7,14 @@ from typing import Any, NamedTuple
 
 from gptjax.run import report_charts as charts
 from gptjax.run import report_html as pieces
+from gptjax.run import report_policies as policies
 from gptjax.run.metrics import read_metrics
 from gptjax.run.progress import duration
 from gptjax.run.report_charts import Picture
 from gptjax.run.series import number
 
-_TITLES = {
-    "lm": "Language model",
-    "sft": "Supervised fine-tuning",
-    "reward": "Reward model",
-    "ppo": "PPO",
-    "dpo": "DPO",
-    "grpo": "GRPO",
-    "rejection": "Rejection sampling",
-}
+_TITLES = {"lm": "Language model", "sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "PPO"}
+_TITLES |= policies.TITLES
 _DETAILS = {
     "reward": {
         "nll": "negative log-likelihood {:.3g} nats per pair",
@@ -28,30 +22,13 @@ _DETAILS = {
         "ece": "expected calibration error {:.3g}",
         "length_correlation": "correlation of score with length {:+.2f}",
     },
-    "dpo": {
-        "accuracy": "held-out pairs: {:.1%} ordered correctly",
-        "margin": "margin {:.3g}",
-        "kl_nats": "KL from the SFT model {:.3g} nats per answer",
-        "gold_gain": "gold reward {:+.3g} from SFT",
-    },
-    "grpo": {
-        "proxy_sft": "proxy reward {:.3g} before",
-        "proxy_grpo": "{:.3g} after",
-        "kl_nats": "KL from the SFT model {:.3g} nats per answer",
-        "gold_gain": "gold reward {:+.3g} from SFT",
-    },
-    "rejection": {
-        "proxy_samples": "proxy reward of all samples {:.3g}",
-        "proxy_winners": "of the winners {:.3g}",
-        "end_rate": "{:.1%} of answers end on their own after fine-tuning",
-    },
     "ppo": {
         "proxy_sft": "proxy reward {:.3g} before PPO",
         "proxy_ppo": "{:.3g} after",
         "end_rate_sft": "answers that end on their own: {:.1%} before",
         "end_rate_ppo": "{:.1%} after",
     },
-}
+} | policies.DETAILS
 _HOW_TO_READ = (
     "Thin lines are logged values, thick lines running means; where a caption says that something fell or rose, it "
     "compares the means over the first and the last twentieth of the run."
@@ -216,9 +193,7 @@ def _headline(stage: Stage) -> str:
         "sft": ("nats_per_token", "{:.3g} nats per token"),
         "reward": ("accuracy", "{:.1%} ordered correctly"),
         "ppo": ("gold_gain", "{:+.3g} gold reward"),
-        "dpo": ("accuracy", "{:.1%} ordered correctly"),
-        "grpo": ("gold_gain", "{:+.3g} gold reward"),
-        "rejection": ("nats_per_token", "{:.3g} nats per token"),
+        **policies.HEADLINES,
     }.get(stage.task, ("", ""))
     value = number(stage.evaluation.get(key))
     if value is not None:
@@ -254,7 +229,7 @@ def _pictures(stage: Stage) -> list[Picture | None]:
             charts.curve(rows, "lm/nats_per_token", "loss", "nats per token"),
             charts.bits_per_byte(rows, evaluation),
         ]
-    elif stage.task in ("sft", "rejection"):
+    elif stage.task == "sft":
         drawn = [charts.curve(rows, "sft/nats_per_token", "loss", "nats per token", held_out="eval/nats_per_token")]
     elif stage.task == "reward":
         drawn = [
@@ -263,19 +238,8 @@ def _pictures(stage: Stage) -> list[Picture | None]:
             charts.accuracy_bars(evaluation),
             charts.reliability(evaluation),
         ]
-    elif stage.task == "dpo":
-        drawn = [
-            charts.curve(rows, "dpo/loss", "loss", "nats per pair", held_out="eval/loss"),
-            charts.curve(rows, "dpo/accuracy", "accuracy", "", held_out="eval/accuracy"),
-            charts.curve(rows, "dpo/margin", "margin", "nats times beta", held_out="eval/margin"),
-            charts.curve(rows, "dpo/logp_chosen_nats", "log-probability of the chosen", "nats"),
-        ]
-    elif stage.task == "grpo":
-        drawn = [
-            charts.curve(rows, "grpo/score", "proxy reward", "reward units", held_out="eval/proxy_score"),
-            charts.curve(rows, "grpo/kl_nats_per_sequence", "KL", "nats per answer", held_out="eval/kl_nats"),
-            charts.curve(rows, "grpo/constant_group_fraction", "share of groups without a difference", ""),
-        ]
+    elif stage.task in policies.TITLES:
+        drawn = policies.pictures(stage.task, rows)
     else:
         drawn = [charts.rewards_and_kl(rows, evaluation), charts.frontier(rows, evaluation)]
     return [*drawn, charts.panels(rows)]
@@ -294,9 +258,9 @@ def _texts(stage: Stage) -> str:
     answers = [answer for answer in stage.evaluation.get("answers") or [] if isinstance(answer, dict)]
     parts = [pieces.heading("Samples", level=3), *map(pieces.quotation, samples[:_SHOWN])] if samples else []
     if answers:
-        before_after = stage.task == "ppo"
-        rows = [_before_after(answer) if before_after else _answer(answer) for answer in answers[:_SHOWN]]
-        heads = ("prompt", "reference", *(("before PPO", "after PPO") if before_after else ("answer",)))
+        before_after, title = stage.task in ("ppo", "dpo", "grpo"), _TITLES.get(stage.task, "")
+        rows = [_before_after(answer, stage.task) if before_after else _answer(answer) for answer in answers[:_SHOWN]]
+        heads = ("prompt", "reference", *((f"before {title}", f"after {title}") if before_after else ("answer",)))
         parts += [pieces.heading("Answers before and after" if before_after else "Answers", level=3)]
         parts += [pieces.table(heads, rows, cards=True)]
     hidden = max(len(samples), len(answers)) - _SHOWN
@@ -309,9 +273,9 @@ def _answer(answer: Mapping[str, Any]) -> list[str]:
     return [str(answer.get(key, "-")) for key in ("prompt", "reference", "answer")]
 
 
-def _before_after(answer: Mapping[str, Any]) -> list[str]:
-    cells = [str(answer.get(key, "-")) for key in ("prompt", "reference", "sft", "ppo")]
-    for i, key in ((2, "gold_sft"), (3, "gold_ppo")):
+def _before_after(answer: Mapping[str, Any], task: str) -> list[str]:
+    cells = [str(answer.get(key, "-")) for key in ("prompt", "reference", "sft", task)]
+    for i, key in ((2, "gold_sft"), (3, f"gold_{task}")):
         gold = number(answer.get(key))
         cells[i] += f"\n(gold reward {gold:.3g})" if gold is not None else ""
     return cells

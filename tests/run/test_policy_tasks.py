@@ -172,7 +172,9 @@ def test_grpo_updates_on_whole_groups_and_can_talk(untrained, one_device_runs, t
     found = result(tmp_path / "run", "grpo")
     assert {"proxy_grpo", "proxy_sft", "kl_nats", "end_rate_grpo", "answers"} <= set(found)
     assert moved(talks(tmp_path / "run", "grpo", capsys), untrained / "sft") > 1e-3
-    assert "proxy reward" in report.read_text(encoding="utf-8")
+    shown = report.read_text(encoding="utf-8")
+    assert "The training proxy reward" in shown
+    assert "after GRPO" in shown
 
 
 def rejection_task(folder):
