@@ -1,4 +1,4 @@
-"""What the report shows of stages that tune a policy by other means than PPO: DPO, GRPO and RLOO, rejection sampling."""
+"""What the report shows of stages that tune a policy by other means than PPO: DPO, GRPO, rejection sampling."""
 
 from gptjax.run import report_charts as charts
 from gptjax.run.report_charts import Picture
