@@ -89,7 +89,8 @@ def clipped_surrogate(
 
     Returns:
         (loss, aux): f32 like `logp`, zero where masked; aux holds sums over the mask: clipped_low, clipped_high,
-        k3 (of the step from the old policy, nats), ratio; and ratio_min, ratio_max.
+        k3 (of the step from the old policy, nats), ratio; and ratio_min, ratio_max over it
+        (1 if it is empty).
 
     Source: Schulman et al. 2017, arXiv:1707.06347, equation 7; two bounds: Yu et al. 2025, arXiv:2503.14476,
     section 3.1.
@@ -102,8 +103,8 @@ def clipped_surrogate(
         "clipped_high": masked_sum((ratio > 1.0 + clip_high) & (advantages > 0), mask),
         "k3": jnp.sum(kl_estimates(logp_old, logp, mask)[2]),
         "ratio": masked_sum(ratio, mask),
-        "ratio_min": jnp.min(ratio),
-        "ratio_max": jnp.max(ratio),
+        "ratio_min": jnp.where(jnp.any(mask), jnp.min(jnp.where(mask, ratio, jnp.inf)), 1.0),
+        "ratio_max": jnp.where(jnp.any(mask), jnp.max(jnp.where(mask, ratio, 0.0)), 1.0),
     }
     return loss, aux
 

@@ -155,7 +155,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, Cache]:
         """One position (T = 1) against the cache, whose slot `index` of this layer it fills in place."""
         q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(self.attention_norm(h_BTD), positions_BT, decoding=True)
-        zero = jnp.zeros_like(index)  # a bare 0 has another integer type when JAX runs in 64 bits
+        zero = jnp.zeros((), index.dtype)
         slot = (layer.astype(index.dtype), zero, index, zero, zero)
         cache = Cache(
             k_LBSKH=jax.lax.dynamic_update_slice(cache.k_LBSKH, k_BTKH[None], slot),

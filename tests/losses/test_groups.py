@@ -143,6 +143,7 @@ def test_each_bound_of_the_ratio_stops_its_own_direction(x64):
     np.testing.assert_allclose(values, [[-1.28, -1.25, -0.5, 0.8, 1.4]], rtol=1e-12)
     np.testing.assert_allclose(gradient, [[0.0, -1.25, -0.5, 0.0, 1.4]], atol=1e-12)
     assert [int(aux[name]) for name in ("clipped_low", "clipped_high")] == [1, 1]
+    np.testing.assert_allclose([aux["ratio_min"], aux["ratio_max"]], [0.5, 1.4], rtol=1e-12)
     gradient, (values, aux) = jax.grad(loss, has_aux=True)(old + jnp.log(ratio), 0.2)
     np.testing.assert_allclose(values, [[-1.2, -1.2, -0.5, 0.8, 1.4]], rtol=1e-12)
     assert int(aux["clipped_high"]) == 2

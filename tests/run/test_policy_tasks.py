@@ -44,10 +44,12 @@ def untrained(tmp_path_factory):
             (folder / name).mkdir()
             tokenizer.save(folder / name / "tokenizer.model")
             (folder / name / "model.json").write_text(json.dumps(dataclasses.asdict(TINY)))
+            (folder / name / "result.json").write_text(json.dumps({"task": name}))
             checkpoints = Checkpoints(folder / name / "checkpoints", keep=1)
             params = jax.jit(model.init)(jax.random.key(len(name)))
             checkpoints.save(initial_state(params, optax.sgd(0.1), jax.random.key(0), **extra), 1, {})
             checkpoints.close()
+    (folder / "recipe.json").write_text(json.dumps({"name": "untrained", "stages": ["sft", "reward"]}))
     prompts = [[{"role": "user", "content": f"{n}?"}] for n in range(24)]
     lines = [json.dumps({"messages": messages}) for messages in prompts]
     (folder / "prompts.jsonl").write_text("\n".join(lines))
@@ -93,10 +95,10 @@ def moved(params, folder):
     return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, before)))
 
 
-def dpo_task(folder):
+def dpo_task(folder, reward_from):
     return DpoTask(
         policy_from=str(folder / "sft"),
-        reward_from=str(folder / "reward"),
+        reward_from=reward_from,
         comparisons=folder / "ranked.jsonl",
         prompt_tokens=16,
         answer_tokens=16,
@@ -108,7 +110,7 @@ def dpo_task(folder):
 
 def test_dpo_learns_the_ranking_from_ln_2_on_and_can_talk(untrained, one_device_runs, tmp_path, capsys):
     workdir = tmp_path / "run"
-    report = run(recipe("dpo", dpo_task(untrained)), workdir)
+    report = run(recipe("dpo", dpo_task(untrained, None)), workdir)
     first, *_, last = [row for row in read_metrics(workdir / "dpo" / "metrics.jsonl") if "dpo/loss" in row]
     np.testing.assert_allclose(first["dpo/loss"], np.log(2), rtol=1e-4)
     assert (first["dpo/tie_fraction"], first["dpo/accuracy"]) == (1.0, 0.5)
@@ -117,10 +119,17 @@ def test_dpo_learns_the_ranking_from_ln_2_on_and_can_talk(untrained, one_device_
     # 22 rankings to learn from, every fourth all ties, 2 pairs in each other
     assert (found["pairs"], found["tied_comparisons"], found["dropped_pairs"]) == (32, 6, 0)
     assert found["accuracy"] == 1.0
-    assert found["kl_nats"] != 0.0
-    assert {answer["dpo"] for answer in found["answers"]}
-    talks(workdir, "dpo", capsys)
+    assert moved(talks(workdir, "dpo", capsys), untrained / "sft") > 1e-3
     assert "The training margin rose" in report.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_dpo_is_examined_like_ppo_where_there_is_a_reward_model(untrained, one_device_runs, tmp_path):
+    run(recipe("dpo", dpo_task(untrained, str(untrained / "reward"))), tmp_path / "run")
+    found = result(tmp_path / "run", "dpo")
+    assert {"proxy_dpo", "proxy_sft", "end_rate_dpo", "accuracy", "pairs"} <= set(found)
+    assert found["kl_nats"] != 0.0
+    assert len(found["answers"]) == 2
 
 
 def test_reference_numbers_are_computed_once_and_then_read(tmp_path):
@@ -163,7 +172,9 @@ def test_grpo_updates_on_whole_groups_and_can_talk(untrained, one_device_runs, t
     found = result(tmp_path / "run", "grpo")
     assert {"proxy_grpo", "proxy_sft", "kl_nats", "end_rate_grpo", "answers"} <= set(found)
     assert moved(talks(tmp_path / "run", "grpo", capsys), untrained / "sft") > 1e-3
-    assert "proxy reward" in report.read_text(encoding="utf-8")
+    shown = report.read_text(encoding="utf-8")
+    assert "The training proxy reward" in shown
+    assert "after GRPO" in shown
 
 
 def rejection_task(folder):

@@ -146,10 +146,12 @@ def test_the_demonstrations_have_mean_zero_after_normalisation(folder, one_devic
     after, found = ready.finish(state)
     batch = put(jax.tree.map(lambda *x: np.concatenate(x), *(ready.data(n) for n in range(35))), one_device)
     raw_BC = candidate_scores(state.params, {}, batch, model=scalar_model(MODEL))
-    # 35 batches of 8 hold each of the 35 comparisons 8 times; the demonstration is the first candidate of each
+    # 35 batches of 8 hold each of the 35 comparisons 8 times; the demonstration is the first candidate of each, and the
+    # bias is that of 16 of them
     mean = float(np.mean(np.asarray(normalised(raw_BC, after.extra))[:, 0]))
-    assert mean == pytest.approx(0, abs=1e-5)
-    assert found["reward_bias"] == pytest.approx(-float(np.mean(np.asarray(raw_BC)[:, 0])), abs=1e-5)
+    assert mean == pytest.approx(0, abs=2e-3)
+    assert found["reward_bias"] == pytest.approx(-float(np.mean(np.asarray(raw_BC)[:, 0])), abs=2e-3)
+    assert abs(found["reward_bias"]) > 0.01
 
 
 def test_the_best_is_chosen_and_samples_of_the_reference_set_gain_and_bias(folder, one_device):
