@@ -69,8 +69,8 @@ _DETAILS: dict[str, Forms] = {
         "gold_gain": "gold reward {:+.3g} from SFT",
     },
     "grpo": {
-        "proxy_sft": "proxy reward {:.3g} before GRPO",
-        "proxy_grpo": "{:.3g} after",
+        "proxy_sft": "proxy reward {:.3g} before",
+        "proxy_grpo": "{:.3g} after GRPO",
         "end_rate_sft": "answers that end on their own: {:.1%} before",
         "end_rate_grpo": "{:.1%} after",
     },
