@@ -1,6 +1,6 @@
 """One PPO iteration of gptjax and of TRL's PPOTrainer, by turns in one run on the same CPU.
 
-    pip install -e '.[test,peers]' --extra-index-url https://download.pytorch.org/whl/cpu
+    pip install -e '.[test,peers]'
     python experiments/benchmarks/ppo_vs_trl.py
 
 An iteration: a rollout of 64 prompts (64 tokens) with 64 new tokens each, sampled at temperature 1 and none ended

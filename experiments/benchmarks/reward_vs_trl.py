@@ -1,6 +1,6 @@
 """One reward-model update of gptjax and of TRL's RewardTrainer on the same comparisons, by turns on the same CPU.
 
-    pip install -e '.[test,peers]' --extra-index-url https://download.pytorch.org/whl/cpu
+    pip install -e '.[test,peers]'
     python experiments/benchmarks/reward_vs_trl.py
 
 A batch is 8 prompts with K = 6 ranked answers each, rows of 128 tokens, hence 8 x 15 = 120 comparisons. TRL sees 120

@@ -1,6 +1,6 @@
 """PPO's functions against TRL's own code on the same random inputs, in float64; where TRL differs, by exactly how much.
 
-    pip install -e '.[test,peers]' --extra-index-url https://download.pytorch.org/whl/cpu
+    pip install -e '.[test,peers]'
     pytest tests/peers
 
 The maths of TRL's PPO lies inside `PPOTrainer.train`, so these tests run lines of the installed method.
