@@ -140,7 +140,10 @@ def _train(
             speed = meter.read() if number % 10 == 0 else {}
             log.write(number, figures | {"optim/lr": float(np.asarray(rate(number - 1)))} | speed)
             progress.update(
-                number, loss=float(figures[task.loss]), tokens_per_second=speed.get("perf/tokens_per_second")
+                number,
+                loss=float(figures[task.loss]),
+                name="score" if task.loss.endswith("score") else "loss",
+                tokens_per_second=speed.get("perf/tokens_per_second"),
             )
             pending = None
 

@@ -46,18 +46,21 @@ class Progress:
         elif self._first is not None and (self._printed is None or self._printed[0] != self._step):
             self._print(self._clock())
 
-    def update(self, step: int, *, loss: float | None = None, tokens_per_second: float | None = None) -> None:
+    def update(
+        self, step: int, *, loss: float | None = None, name: str = "loss", tokens_per_second: float | None = None
+    ) -> None:
         """Show where the work is; cheap enough for every step.
 
         Args:
             step: steps done so far.
-            loss: the current loss (the unit of the task).
+            loss: the current loss (the unit of the task), or another figure that tells how it goes.
+            name: what that figure is called.
             tokens_per_second: throughput.
         """
         now = self._clock()
         self._first = self._first or (step, now)
         self._step = step
-        parts = [f"loss {loss:.4g}"] if loss is not None else []
+        parts = [f"{name} {loss:.4g}"] if loss is not None else []
         parts += [f"{tokens_per_second:,.0f} tokens/s"] if tokens_per_second is not None else []
         left = self._seconds_left(now)
         parts += [f"{duration(left)} left"] if left is not None else []
