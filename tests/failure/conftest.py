@@ -75,14 +75,14 @@ class Runner:
     def finish(self, workdir: Path, *options: str) -> str:
         """Run to the end; returns what it printed."""
         process = self.start(workdir, *options)
-        output, _ = process.communicate(timeout=400)
+        output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output[-3000:]
         return output
 
     def kill_when(self, workdir: Path, moment: Callable[[], bool], sign: int = signal.SIGKILL) -> bool:
         """Kill the command as soon as the moment has come; False if it finished first."""
         process = self.start(workdir)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while time.monotonic() < deadline:
             if moment():
                 process.send_signal(sign)
