@@ -17,7 +17,7 @@ from gptjax.run.tasks.sft import SftTask
 from gptjax.train.ppo import PpoConfig
 
 MODEL = ModelConfig(vocab_size=4096, layers=4, width=128, heads=4, max_length=256, activation="relu2", unroll=4)
-LABELER = SimulatedLabeler(temperature=0.3)
+LABELER = SimulatedLabeler(temperature=0.7)
 PROMPT_TOKENS, ANSWER_TOKENS = 48, 40
 
 
@@ -30,10 +30,10 @@ def lm() -> Experiment:
         task=LmTask(include_source=False, row_tokens=128, loss_chunks=4),
         model=MODEL,
         optimizer=OptimizerConfig(name="muon", peak_lr=1.2e-2, warmup_steps=30, final_fraction=0.05, weight_decay=0.1),
-        steps=640,
+        steps=560,
         batch_size=16,
-        evaluate_every=100,
-        save_every=100,
+        evaluate_every=140,
+        save_every=140,
     )
 
 
@@ -51,13 +51,13 @@ def sft() -> Experiment:
 
 def reward() -> Experiment:
     return Experiment(
-        task=RewardTask(train_prompts=1536, prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS, labeler=LABELER),
+        task=RewardTask(train_prompts=2304, prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS, labeler=LABELER),
         model=MODEL,
-        optimizer=OptimizerConfig(name="muon", peak_lr=3e-3, warmup_steps=5),
-        steps=80,
+        optimizer=OptimizerConfig(name="muon", peak_lr=5e-3, warmup_steps=10),
+        steps=144,
         batch_size=16,
-        evaluate_every=20,
-        save_every=40,
+        evaluate_every=48,
+        save_every=48,
     )
 
 
@@ -67,7 +67,9 @@ def ppo() -> Experiment:
         minibatches=4,
         epochs=1,
         response_tokens=ANSWER_TOKENS,
-        kl_coefficient=0.2,
+        kl_coefficient=0.3,
+        kl_target=4.0,
+        kl_horizon=400.0,
     )
     return Experiment(
         task=PpoTask(ppo=settings, prompt_tokens=PROMPT_TOKENS, labeler=LABELER),

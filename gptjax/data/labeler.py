@@ -9,7 +9,7 @@ import numpy as np
 from gptjax.data.conversations import Message
 from gptjax.data.preferences import Response
 
-WEIGHTS = {"relevance": 2.0, "sentence": 1.0, "length": 0.75, "repetition": 0.75, "ending": 0.5}
+WEIGHTS = {"relevance": 0.5, "sentence": 0.5, "prose": 2.5, "length": 0.5, "repetition": 0.5, "ending": 0.5}
 TARGET_LENGTH, LENGTH_SPREAD = 70.0, 35.0  # characters
 _NAME = re.compile(r"`(\w+(?:\.\w+)*)`")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -68,12 +68,14 @@ class SimulatedLabeler:
 
 
 def rubric(prompt_name: str, answer: str, ended: bool) -> dict[str, float]:
-    """The five parts of the score, each in [0, 1].
+    """The six parts of the score, each in [0, 1].
 
     relevance: share of the words of the asked name that the answer uses, the last part of the name counting most; 0.5
     of them is already worth 0.71.  sentence: begins with a capital or a backtick (0.3), ends with a full stop (0.4), is
-    one sentence (0.3, 1/n of it for n).  length: a bell curve around 70 characters.  repetition: 1 minus twice the
-    share of word pairs and triples said before; 0 below three words.  ending: 1 if the answer ended by itself.
+    one sentence (0.3, 1/n of it for n).  prose: 1 minus five times the share of characters that are neither lowercase
+    letters nor spaces, such as code, symbols and numbers; the first one and a final full stop are free.  length: a bell
+    curve around 70 characters.  repetition: 1 minus twice the share of word pairs and triples said before; 0 below
+    three words.  ending: 1 if the answer ended by itself.
 
     Args:
         prompt_name: dotted name that was asked about.
@@ -87,6 +89,7 @@ def rubric(prompt_name: str, answer: str, ended: bool) -> dict[str, float]:
     return {
         "relevance": _relevance(prompt_name, text),
         "sentence": _sentence(text),
+        "prose": _prose(text),
         "length": float(np.exp(-0.5 * ((len(text) - TARGET_LENGTH) / LENGTH_SPREAD) ** 2)) if text else 0.0,
         "repetition": _freshness(text.lower().split()),
         "ending": float(ended and bool(text)),
@@ -110,22 +113,26 @@ def corruptions(answer: str, rng: np.random.Generator, others: Sequence[str]) ->
     """Worse variants of an answer, to give the reward model and the labeler something to tell apart.
 
     Args:
-        answer: a good answer.
+        answer: a good answer; "" if there is none.
         rng: which words are cut and which answer is borrowed; equal generators give equal variants.
         others: answers to other questions.
 
     Returns:
         Responses whose `extra["source"]` is "truncated" (cut between words, not ended), "repeated" (its end said
-        again and again) and, if `others` holds another answer, "off_topic".
+        again and again) and, if `others` holds another answer, "off_topic"; without an answer only the last.
     """
     words = answer.split()
     cut = max(1, int(len(words) * rng.uniform(0.3, 0.8)))
     tail = words[-int(rng.integers(2, 5)) :]
     repeated = " ".join(words + tail * int(rng.integers(2, 5)))
-    variants = [
-        Response(content=" ".join(words[:cut]) or answer[:1], ended=False, extra={"source": "truncated"}),
-        Response(content=repeated, extra={"source": "repeated"}),
-    ]
+    variants = (
+        [
+            Response(content=" ".join(words[:cut]), ended=False, extra={"source": "truncated"}),
+            Response(content=repeated, extra={"source": "repeated"}),
+        ]
+        if words
+        else []
+    )
     different = [other for other in others if other != answer]
     if different:
         borrowed = different[int(rng.integers(len(different)))]
@@ -165,6 +172,12 @@ def _sentence(text: str) -> float:
         return 0.0
     n_sentences = 1 + len(_SENTENCE_BREAK.findall(text))
     return 0.3 * (text[0].isupper() or text[0] == "`") + 0.4 * text.endswith(".") + 0.3 / n_sentences
+
+
+def _prose(text: str) -> float:
+    inner = text[1:].removesuffix(".")
+    odd = sum(not (character.islower() or character == " ") for character in inner)
+    return max(0.0, 1.0 - 5.0 * odd / len(inner)) if inner else 0.0
 
 
 def _freshness(words: Sequence[str]) -> float:

@@ -1,4 +1,4 @@
-"""Documented objects of the Python on this machine: modules, classes, functions and methods of the standard library.
+"""Objects of this machine's standard library, documented or not: modules, classes, functions and methods.
 
 Sources are parsed, never imported; only a fixed list of built-in and extension modules, which have none, is imported.
 """
@@ -45,7 +45,7 @@ _BUILTIN_METHODS = (types.MethodDescriptorType, types.ClassMethodDescriptorType)
 
 @dataclass(frozen=True, kw_only=True)
 class DocObject:
-    """A documented object: qualified name, kind, module that defines it, signature and cleaned docstring.
+    """An object: qualified name, kind, module that defines it, signature and cleaned docstring, "" if it has none.
 
     The names of built-in objects are bare (`len`, `str.join`); the signature is without self, empty if unknown.
     """
@@ -81,19 +81,25 @@ def library_files() -> tuple[LibraryFile, ...]:
     return tuple(files)
 
 
-@functools.cache
 def doc_objects() -> tuple[DocObject, ...]:
     """Every documented object, sources first, then extension modules; one per qualified name."""
-    found: dict[str, DocObject] = {}
+    return tuple(item for item in library_objects() if item.doc)
+
+
+@functools.cache
+def library_objects() -> tuple[DocObject, ...]:
+    """Every object, documented ones first; of those without documentation only what the sources define."""
+    documented: dict[str, DocObject] = {}
+    others: dict[str, DocObject] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in old library code, deprecated modules
         for file in library_files():
             for item in _parsed(file):
-                found.setdefault(item.name, item)
+                (documented if item.doc else others).setdefault(item.name, item)
         for module in _IMPORTED.split():
             for item in _imported(module):
-                found.setdefault(item.name, item)
-    return tuple(found.values())
+                documented.setdefault(item.name, item)
+    return (*documented.values(), *(item for name, item in others.items() if name not in documented))
 
 
 def _library_paths(root: Path) -> Iterator[Path]:
@@ -132,9 +138,9 @@ def _parsed_body(body: list[ast.stmt], module: str, prefix: str, *, in_class: bo
 def _parsed_definition(node: _Definition, module: str, prefix: str, in_class: bool) -> Iterator[DocObject]:
     is_class = isinstance(node, ast.ClassDef)
     name = f"{prefix}.{node.name}"
-    if doc := _doc(ast.get_docstring(node)):
-        kind = "class" if is_class else "method" if in_class else "function"
-        yield DocObject(name=name, kind=kind, module=module, signature=_signature(node, in_class), doc=doc)
+    kind = "class" if is_class else "method" if in_class else "function"
+    doc = _doc(ast.get_docstring(node))
+    yield DocObject(name=name, kind=kind, module=module, signature=_signature(node, in_class), doc=doc)
     if is_class:
         yield from _parsed_body(node.body, module, name, in_class=True)
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 
 from gptjax.data.conversations import Message
-from gptjax.data.python_docs import Split, split_objects
-from gptjax.data.python_objects import DocObject, Kind
+from gptjax.data.python_docs import Split, is_heldout, split_objects
+from gptjax.data.python_objects import DocObject, Kind, library_objects
 
 MIN_ANSWER, MAX_ANSWER = 20, 160  # characters
 _MAX_SIGNATURE = 80  # characters; a longer one is left out of the question
@@ -32,7 +32,8 @@ _NOT_PROSE = re.compile(
 class Question:
     """A question and its answer.
 
-    messages: the prompt, one user message.  answer: one sentence.  name, kind, module: of the object asked about.
+    messages: the prompt, one user message.  answer: one sentence, "" if the library gives none.
+    name, kind, module: of the object asked about.
     form: "plain", "signature" (it is in the prompt) or "examples" (two worked examples are in the prompt).
     """
 
@@ -70,11 +71,26 @@ def questions(split: Split = "train", *, fraction: float = 0.1) -> list[Question
     asked = []
     for answer, item in answered.items():
         form, text = _asked(item, by_module[item.module.partition(".")[0]], answer_of)
-        message = {"role": "user", "content": text}
-        asked.append(
-            Question(messages=(message,), answer=answer, name=item.name, kind=item.kind, module=item.module, form=form)
-        )
+        asked.append(_question(item, answer, form, text))
     return asked
+
+
+def unanswered_questions(*, fraction: float = 0.1) -> list[Question]:
+    """One question for each public function, class and method of the training modules that has no documentation.
+
+    Prompts without demonstrations: no model has seen an answer to them, as with held-out questions. They need the
+    library's sources, which some distributions omit.
+
+    Args:
+        fraction: share of the top-level modules that is held out.
+
+    Returns:
+        Questions whose answer is empty, in a fixed order.
+
+    Source: Ouyang et al. 2022, arXiv:2203.02155, section 3.2 (prompts of the reward model and PPO carry no answers).
+    """
+    items = [item for item in library_objects() if not item.doc and not is_heldout(item.module, fraction)]
+    return [_question(item, "", "plain", _plain(item)) for item in items if _is_public(item)]
 
 
 def summary(item: DocObject) -> str | None:
@@ -102,8 +118,7 @@ def _answered(split: Split, fraction: float) -> dict[str, DocObject]:
     taken = _answered("train", fraction) if split == "heldout" else {}
     found: dict[str, DocObject] = {}
     for item in split_objects(split, fraction):
-        private = any(part.startswith("_") for part in item.name.split("."))
-        if item.kind != "module" and not private and (answer := summary(item)) and answer not in taken:
+        if item.kind != "module" and _is_public(item) and (answer := summary(item)) and answer not in taken:
             found.setdefault(answer, item)
     return found
 
@@ -111,7 +126,7 @@ def _answered(split: Split, fraction: float) -> dict[str, DocObject]:
 def _asked(item: DocObject, neighbours: list[DocObject], answer_of: dict[str, str]) -> tuple[str, str]:
     """(form, text of the user message); 15 % with the signature, 15 % with two worked examples."""
     digest = _digest(item.name)
-    plain = _PHRASINGS[digest % len(_PHRASINGS)].format(name=item.name, kind=item.kind)
+    plain = _plain(item)
     draw = digest // len(_PHRASINGS) % 100
     if draw < 15 and 2 < len(item.signature) <= _MAX_SIGNATURE and "`" not in item.signature:
         return "signature", f"Signature: {item.name}{item.signature}\n{plain}"
@@ -122,6 +137,19 @@ def _asked(item: DocObject, neighbours: list[DocObject], answer_of: dict[str, st
         examples = [f"What does `{others[i].name}` do?\n{answer_of[others[i].name]}\n\n" for i in (first, second)]
         return "examples", "".join(examples) + f"What does `{item.name}` do?"
     return "plain", plain
+
+
+def _question(item: DocObject, answer: str, form: str, text: str) -> Question:
+    message = {"role": "user", "content": text}
+    return Question(messages=(message,), answer=answer, name=item.name, kind=item.kind, module=item.module, form=form)
+
+
+def _plain(item: DocObject) -> str:
+    return _PHRASINGS[_digest(item.name) % len(_PHRASINGS)].format(name=item.name, kind=item.kind)
+
+
+def _is_public(item: DocObject) -> bool:
+    return not any(part.startswith("_") for part in item.name.split("."))
 
 
 def _digest(name: str) -> int:

@@ -99,7 +99,7 @@ def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context, ocp.training.Checkpointer((folder / "checkpoints").absolute()) as checkpointer:  # type: ignore[arg-type]
+    with context, ocp.training.Checkpointer(str((folder / "checkpoints").absolute())) as checkpointer:
         if checkpointer.latest is None:
             raise ValueError(f"no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
         return checkpointer.load_checkpointables(checkpointer.latest, {"model": abstract_model})["model"]

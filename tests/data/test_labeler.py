@@ -32,6 +32,9 @@ def test_rubric_by_hand():
         ("`dump` writes text.", "sentence", 1.0),
         ("Dump a value as JSON text", "sentence", 0.6),  # no full stop
         ("Dump a value. As text.", "sentence", 0.85),  # two sentences
+        ("Dump a value as text.", "prose", 1.0),
+        ("Dump sys.argv values.", "prose", 1 - 5 / 19),  # one dot within 19 characters
+        ("Dump an AST, or 42.", "prose", 0.0),  # three capitals, a comma, two digits in 17 characters
         ("a a a a", "repetition", 0.0),  # pairs aa aa aa, triples aaa aaa: 3 of 5 said before
         ("one two one two three four", "repetition", 1 - 2 / 9),  # of 5 pairs and 4 triples, one pair said before
         ("Dump it", "repetition", 0.0),
@@ -72,7 +75,9 @@ def test_scores_spread_over_good_and_corrupted_answers():
             gold = labeler.gold_score(question.name, response.content, response.ended)
             golds.setdefault(response.extra["source"], []).append(gold)
     means = {source: np.mean(values) for source, values in golds.items()}
-    assert means["answer"] > max(means["truncated"], means["repeated"], means["off_topic"]) + 0.5
+    # relevance, all that an answer to another question lacks, weighs 0.5 and is 0.69 on average
+    assert means["answer"] > means["off_topic"] + 0.25
+    assert means["answer"] > max(means["truncated"], means["repeated"]) + 0.5
     every = np.concatenate(list(golds.values()))
     assert every.std() > 0.8
     assert every.min() < 1.5

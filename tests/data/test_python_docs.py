@@ -9,7 +9,7 @@ import pytest
 from gptjax.data import python_docs, python_objects
 from gptjax.data.python_docs import documents, fingerprint, is_heldout, split_objects
 from gptjax.data.python_objects import DocObject, LibraryFile, doc_objects, library_files
-from gptjax.data.python_questions import questions, summary
+from gptjax.data.python_questions import questions, summary, unanswered_questions
 from gptjax.data.sources import Document
 
 SOURCE = '''"""Module text."""
@@ -54,6 +54,7 @@ def test_definitions_are_found_with_kind_and_signature():
         ("function", "m.opened(path, *, mode='r')", "Open it."),
         ("function", "m.other()", "Other."),
         ("class", "m.Box(size: int=3)", "A box."),
+        ("method", "m.Box.__init__(size: int=3)", ""),
         ("method", "m.Box.put(thing, /, n=1)", "Put."),
         ("method", "m.Box.clear()", "Clear."),
         ("method", "m.Box.make(n)", "Make."),
@@ -226,3 +227,13 @@ def test_errors_name_the_choice():
 def test_a_broken_library_file_is_passed_over():
     assert list(python_objects._parsed(LibraryFile(module="m", text="def f(:"))) == []
     assert ast.parse(SOURCE)
+
+
+def test_unanswered_questions_ask_about_undocumented_objects_of_training_modules_only():
+    asked = unanswered_questions()
+    documented = {item.name for item in doc_objects()}
+    assert len(asked) > 1000  # prompts without an answer
+    assert not documented & {question.name for question in asked}
+    assert not any(is_heldout(question.module) or question.answer for question in asked)
+    assert all(f"`{question.name}`" in question.messages[0]["content"] for question in asked)
+    assert len({question.name for question in asked}) == len(asked)

@@ -30,7 +30,8 @@ def simulated_comparisons(
 ) -> list[Comparison]:
     """K = 4 to 9 ranked candidates for each question; more than half are samples of the model.
 
-    The others are the true answer and truncated, repeated and off-topic answers, each in about a third of the prompts.
+    The others are the true answer and truncated, repeated and off-topic answers, each in about a third of the prompts;
+    a question without a true answer has only off-topic ones.
     Every candidate carries its `source` and its noise-free `gold` score.
 
     Args:
@@ -44,7 +45,7 @@ def simulated_comparisons(
     prompts, report = prompt_batch([question.messages for question in asked], tokenizer, prompt_tokens)
     kept = [asked[index] for index in report.kept]
     rngs = [np.random.default_rng([seed, number]) for number in range(len(kept))]
-    others = [question.answer for question in kept]
+    others = [question.answer for question in kept if question.answer]
     variants = [_variants(question, others, rng) for question, rng in zip(kept, rngs, strict=True)]
     sizes = np.array([size - len(chosen) for size, chosen in variants])
     rows = PromptBatch(
@@ -104,6 +105,6 @@ def write_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
 def _variants(question: Question, others: Sequence[str], rng: np.random.Generator) -> tuple[int, list[Response]]:
     """(K, the candidates that are not sampled: fewer than half)."""
     size = int(rng.integers(FEWEST, MOST + 1))
-    variants = [Response(content=question.answer, extra={"source": "reference"})]
+    variants = [Response(content=question.answer, extra={"source": "reference"})] if question.answer else []
     variants += corruptions(question.answer, rng, others)
     return size, [variant for variant in variants if rng.random() < 1 / 3][: (size - 1) // 2]

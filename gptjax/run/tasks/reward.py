@@ -14,7 +14,7 @@ import numpy as np
 from gptjax.data.labeler import SimulatedLabeler
 from gptjax.data.loader import batch_at, evaluation_batches
 from gptjax.data.preferences import Comparison, read_preferences, reward_batch
-from gptjax.data.python_questions import questions
+from gptjax.data.python_questions import questions, unanswered_questions
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.ranking import length_only_accuracy, ordered_pairs, pair_accuracy, ranking_report
 from gptjax.generate.engine import SamplingConfig
@@ -134,7 +134,7 @@ def _simulate(config: RewardTask, setup: Setup, tokenizer: Tokenizer, upstream: 
     params, _ = load_params(model, upstream, setup.mesh)
     draw = sampler(model, setup, tokenizer, SamplingConfig(max_new_tokens=config.answer_tokens))
     for number, (split, path) in enumerate(paths.items()):
-        asked = questions(split)  # type: ignore[arg-type]
+        asked = questions("heldout") if split == "heldout" else [*questions("train"), *unanswered_questions()]
         rng = np.random.default_rng([setup.seed, number])
         most = config.train_prompts if split == "train" else config.heldout_prompts
         chosen = [asked[i] for i in sorted(rng.permutation(len(asked))[:most])]
