@@ -66,7 +66,8 @@ def load_policy(model: Model, folder: Path, mesh: Mesh) -> Params:
     """The language model that a finished stage hands on; PPO's result says whether its averaged or its last weights."""
     path = folder / "result.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    part, *within = _POLICY_PLACES[result.get("evaluation", {}).get("policy_weights")]
+    usual = "last" if result.get("task") == "ppo" else None
+    part, *within = _POLICY_PLACES[result.get("evaluation", {}).get("policy_weights", usual)]
     wanted = _abstract(model, mesh)
     found = load_model(folder, {part: {within[0]: wanted} if within else wanted})[part]
     return found[within[0]] if within else found
