@@ -95,18 +95,22 @@ def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
         abstract_model: {"params", "extra"}, or any part of that tree, of jax.ShapeDtypeStruct with shardings.
 
     Raises:
-        ValueError: no checkpoint there, or one without something that is asked for.
+        ValueError: no checkpoint there, or it lacks an array that was asked for.
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context, ocp.training.Checkpointer(str((folder / "checkpoints").absolute())) as checkpointer:
         if checkpointer.latest is None:
             raise ValueError(f"no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
-        loaded = checkpointer.load_checkpointables(checkpointer.latest, {"model": abstract_model})["model"]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(loaded):
-        if not isinstance(leaf, jax.Array):  # a partial load leaves what it does not find as it was asked for
-            raise ValueError(f"the checkpoint in {folder / 'checkpoints'} lacks {jax.tree_util.keystr(path)}")
-    return loaded
+        found = checkpointer.load_checkpointables(checkpointer.latest, {"model": abstract_model})["model"]
+    absent = [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found)
+        if isinstance(leaf, jax.ShapeDtypeStruct)  # what Orbax leaves in the place of an array that is not there
+    ]
+    if absent:
+        raise ValueError(f"the newest checkpoint in {folder / 'checkpoints'} has no {', '.join(absent[:3])}")
+    return found
 
 
 def abstract(tree: Any) -> Any:

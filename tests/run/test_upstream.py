@@ -17,20 +17,46 @@ from gptjax.train.update import initial_state
 SIZES = ModelConfig(vocab_size=8, layers=1, width=4, heads=1, max_length=4)
 
 
-@pytest.mark.parametrize(("weights", "wanted"), [("last", 1.0), ("average", 2.0), (None, 3.0)])
-def test_a_stage_hands_on_the_weights_that_its_result_names(weights, wanted, tmp_path, one_device):
-    # a PPO stage with policies of ones (last) and twos (average); another stage of threes, whose result says nothing
-    model = language_model(SIZES)
-    first = jax.jit(model.init)(jax.random.key(0))
-    ones, twos, threes = (jax.tree.map(lambda x, n=n: jnp.full_like(x, n), first) for n in (1.0, 2.0, 3.0))
-    params = threes if weights is None else {"policy": ones, "value": {"head": jnp.zeros(())}}
-    extra = {} if weights is None else {"average": twos, "kl_coefficient": jnp.zeros(())}
+MODEL = language_model(SIZES)
+
+
+def saved(folder, mesh, params, extra, result):
+    """A stage's folder with one checkpoint and a result."""
     state = initial_state(params, optax.sgd(1.0), jax.random.key(0), **extra)
-    state = jax.device_put(state, jax.sharding.NamedSharding(one_device, jax.sharding.PartitionSpec()))
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
     checkpoints.save(state, 1, {})
     checkpoints.close()
-    result = {"evaluation": {} if weights is None else {"policy_weights": weights}}
-    (tmp_path / "result.json").write_text(json.dumps(result))
-    for leaf in jax.tree.leaves(load_policy(model, tmp_path, one_device)):
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def filled(*values):
+    """Parameters of the model, all of them one number, for each number."""
+    first = jax.jit(MODEL.init)(jax.random.key(0))
+    return [jax.tree.map(lambda x, value=value: jnp.full_like(x, value), first) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("result", "wanted"),
+    [
+        ({"task": "ppo", "evaluation": {"policy_weights": "last"}}, 1.0),
+        ({"task": "ppo", "evaluation": {"policy_weights": "average"}}, 2.0),
+        ({"task": "ppo", "evaluation": {}}, 1.0),
+        ({"task": "sft", "evaluation": {}}, 3.0),
+    ],
+)
+def test_a_stage_hands_on_the_weights_that_its_result_names(result, wanted, tmp_path, one_device):
+    # a PPO stage with policies of ones (last) and twos (average); another stage of threes
+    ones, twos, threes = filled(1.0, 2.0, 3.0)
+    params = threes if result["task"] == "sft" else {"policy": ones, "value": {"head": jnp.zeros(())}}
+    extra = {} if result["task"] == "sft" else {"average": twos, "kl_coefficient": jnp.zeros(())}
+    saved(tmp_path, one_device, params, extra, result)
+    for leaf in jax.tree.leaves(load_policy(MODEL, tmp_path, one_device)):
         np.testing.assert_array_equal(leaf, wanted)
+
+
+def test_weights_that_a_checkpoint_lacks_are_named(tmp_path, one_device):
+    result = {"task": "ppo", "evaluation": {"policy_weights": "average"}}
+    saved(tmp_path, one_device, {"policy": filled(1.0)[0]}, {"kl_coefficient": jnp.zeros(())}, result)
+    with pytest.raises(ValueError, match=r"has no extra\.average\.blocks"):
+        load_policy(MODEL, tmp_path, one_device)
