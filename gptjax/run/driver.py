@@ -158,14 +158,14 @@ def _train(
             done += 1
             flush()
             pending = (done, metrics)
-            if done == experiment.steps:
-                break
-            evaluate = experiment.evaluate_every is not None and done % experiment.evaluate_every == 0
-            if evaluate or done % save_every == 0:
+            last = done == experiment.steps  # its checkpoint is written below, with what `finish` adds
+            evaluate = experiment.evaluate_every is not None and (last or done % experiment.evaluate_every == 0)
+            save = done % save_every == 0 and not last
+            if evaluate or save:
                 flush()
                 if evaluate:
                     log.write(done, task.evaluate(state))
-                if done % save_every == 0:
+                if save:
                     checkpoints.save(state, done, noted())
                 meter.restart()
         flush()
