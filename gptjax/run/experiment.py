@@ -99,8 +99,8 @@ def check_layout(experiment: Experiment, mesh: Mesh) -> None:
     ]
     context = mesh.shape["context"]
     for name in ("row_tokens", "prompt_tokens", "answer_tokens"):
-        if hasattr(task, name):
-            spread.append((f"task.{name}", getattr(task, name), "context", context))
+        if (size := getattr(task, name, None)) is not None:
+            spread.append((f"task.{name}", size, "context", context))
     for name in ("ppo", "grpo"):
         if config := getattr(task, name, None):
             spread.append((f"task.{name}.response_tokens", config.response_tokens, "context", context))
