@@ -18,7 +18,7 @@ from gptjax.eval.answers import Answer, answers
 from gptjax.generate.engine import SamplingConfig, generate
 from gptjax.model.config import ModelConfig
 from gptjax.run.checkpoint import load_model
-from gptjax.run.mesh import put
+from gptjax.run.mesh import batch_rows, put
 from gptjax.run.task import Setup
 from gptjax.train.update import initial_state
 from gptjax.types import Model, Params, PromptBatch, ScalarModel, TrainState
@@ -110,8 +110,8 @@ def sampler(
     """(params, prompts, key, batch_size) -> answers, compiled once."""
 
     @jax.jit
-    def sample(params: Params, prompts: PromptBatch, key: jax.Array) -> Any:
-        return generate(model, params, {}, prompts, key, sampling=sampling, end_id=tokenizer.end_id)
+    def sample(params: Params, prompts: PromptBatch, index_B: jax.Array, key: jax.Array) -> Any:
+        return generate(model, params, {}, prompts, key, sampling=sampling, end_id=tokenizer.end_id, index_B=index_B)
 
     def run(params: Params, prompts: PromptBatch, key: jax.Array, batch_size: int) -> list[Answer]:
         return answers(
@@ -122,6 +122,7 @@ def sampler(
             put=partial(put, mesh=setup.mesh),
             decode=tokenizer.decode,
             end_id=tokenizer.end_id,
+            multiple=batch_rows(setup.mesh),
         )
 
     return run
