@@ -204,10 +204,14 @@ class GroupRollout:
 @_pytree
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Keys and values of the positions seen so far, float[L, B, S, K, H] each."""
+    """Keys and values of the positions seen so far: for each layer one array float[B, K, S, H].
 
-    k_LBSKH: Any
-    v_LBSKH: Any
+    One array of all layers would be copied layer by layer at every token, and with S before K each product would
+    transpose what it reads.
+    """
+
+    k_BKSH: Any
+    v_BKSH: Any
 
 
 @dataclass(frozen=True, kw_only=True)

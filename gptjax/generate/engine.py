@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import reshard
+from jax.sharding import PartitionSpec, reshard
 
 from gptjax import dims
 from gptjax.nn.sampling import sample, token_log_probability
@@ -190,10 +190,8 @@ def _taken(
 ) -> tuple[Cache, jax.Array, jax.Array, jax.Array]:
     """What was prefilled for each prompt, once for each response; a response's prompt may be on another device."""
 
-    def rows(x: jax.Array, letters: str) -> jax.Array:
-        whole = reshard(x, dims.act_spec(letters.replace("B", "1"), decoding=True))
-        place = (slice(None),) * letters.index("B") + (index_B,)
-        return whole.at[place].get(out_sharding=dims.act_spec(letters, decoding=True))
+    def rows(x: jax.Array) -> jax.Array:
+        spec = jax.typeof(x).sharding.spec
+        return reshard(x, PartitionSpec(None, *spec[1:])).at[index_B].get(out_sharding=spec)
 
-    cache = Cache(k_LBSKH=rows(cache.k_LBSKH, "LBSKH"), v_LBSKH=rows(cache.v_LBSKH, "LBSKH"))
-    return cache, rows(h_BTD, "BTD"), rows(segments_BS, "BS"), rows(lengths_B, "B")
+    return jax.tree.map(rows, (cache, h_BTD, segments_BS, lengths_B))

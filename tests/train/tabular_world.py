@@ -119,11 +119,11 @@ def table_model() -> Model:
 
     def prefill(params, frozen, tokens_BT, segments_BT, positions_BT, *, slots):
         places_BT = _nodes(tokens_BT)
-        return Cache(k_LBSKH=places_BT[:, -1], v_LBSKH=jnp.zeros(())), _at(params["table"], _row(places_BT))
+        return Cache(k_BKSH=places_BT[:, -1], v_BKSH=jnp.zeros(())), _at(params["table"], _row(places_BT))
 
     def decode(params, frozen, cache, token_BT, segments_BS, positions_BT, index):
-        here_B = _moved(cache.k_LBSKH, token_BT[:, 0])
-        return Cache(k_LBSKH=here_B, v_LBSKH=cache.v_LBSKH), _at(params["table"], _row(here_B))[:, None]
+        here_B = _moved(cache.k_BKSH, token_BT[:, 0])
+        return Cache(k_BKSH=here_B, v_BKSH=cache.v_BKSH), _at(params["table"], _row(here_B))[:, None]
 
     return Model(
         init=lambda key: {"table": jnp.asarray(REFERENCE, jnp.float32)},
