@@ -47,11 +47,20 @@ def answers(
         lengths_B = np.maximum(batch.lengths_B, 1)  # a filler row needs one token to attend to
         filled = PromptBatch(tokens_BP=batch.tokens_BP, lengths_B=lengths_B)
         tokens_BR, mask_BR = map(np.asarray, sample(put(filled), jax.random.fold_in(key, number)))
-        for tokens_R, mask_R in zip(tokens_BR, mask_BR, strict=True):
-            ids = tokens_R[mask_R].tolist()
-            ended = bool(ids) and ids[-1] == end_id
-            found.append(Answer(text=decode(ids[:-1] if ended else ids), ended=ended, tokens=tuple(ids)))
+        found += answers_in(tokens_BR, mask_BR, decode, end_id)
     return found[:total]
+
+
+def answers_in(
+    tokens_BR: np.ndarray, mask_BR: np.ndarray, decode: Callable[[Iterable[int]], str], end_id: int
+) -> list[Answer]:
+    """The answers that sampled tokens spell; the mask is true up to and including the end token."""
+    found = []
+    for tokens_R, mask_R in zip(tokens_BR, mask_BR, strict=True):
+        ids = tokens_R[mask_R].tolist()
+        ended = bool(ids) and ids[-1] == end_id
+        found.append(Answer(text=decode(ids[:-1] if ended else ids), ended=ended, tokens=tuple(ids)))
+    return found
 
 
 def repeated(prompts: PromptBatch, times: int) -> PromptBatch:
