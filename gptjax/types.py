@@ -122,14 +122,32 @@ class PreferenceBatch:
 
 @_pytree
 @dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Responses before a rollout is made of them, one to each prompt (GRPO: one to each sample of a group, in order).
+
+    tokens_BR: i32.  mask_BR: bool, true up to and including the end-of-turn token.
+    logp_sampler_BR: f32 (nats), as the sampler had them while it drew.
+    scores_B: f32, what a program says of them, or None where a reward model is to be asked.
+    """
+
+    tokens_BR: Any
+    mask_BR: Any
+    logp_sampler_BR: Any
+    scores_B: Any = None
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
 class PromptBatch:
     """Prompts to answer, padded on the left so that every response begins in the same column.
 
     tokens_BP: i32.  lengths_B: i32, real tokens, the last `lengths_B[b]` columns.
+    drawn: the answers, where they were given and scored on the host, or None.
     """
 
     tokens_BP: Any
     lengths_B: Any
+    drawn: Drawn | None = None
 
 
 @_pytree

@@ -51,10 +51,7 @@ def answers(
         filled = PromptBatch(tokens_BP=batch.tokens_BP, lengths_B=lengths_B)
         asked, index_B = distinct(filled, multiple)
         tokens_BR, mask_BR = map(np.asarray, sample(put(asked), index_B, jax.random.fold_in(key, number)))
-        for tokens_R, mask_R in zip(tokens_BR, mask_BR, strict=True):
-            ids = tokens_R[mask_R].tolist()
-            ended = bool(ids) and ids[-1] == end_id
-            found.append(Answer(text=decode(ids[:-1] if ended else ids), ended=ended, tokens=tuple(ids)))
+        found += answers_in(tokens_BR, mask_BR, decode, end_id)
     return found[:total]
 
 
@@ -78,6 +75,18 @@ def distinct(prompts: PromptBatch, multiple: int = 1) -> tuple[PromptBatch, np.n
     kept = np.concatenate([first, np.zeros(size - len(first), first.dtype)])
     index_B = np.cumsum(np.concatenate([[False], changed_B])).astype(np.int32)
     return PromptBatch(tokens_BP=tokens_BP[kept], lengths_B=lengths_B[kept]), index_B
+
+
+def answers_in(
+    tokens_BR: np.ndarray, mask_BR: np.ndarray, decode: Callable[[Iterable[int]], str], end_id: int
+) -> list[Answer]:
+    """The answers that sampled tokens spell; the mask is true up to and including the end token."""
+    found = []
+    for tokens_R, mask_R in zip(tokens_BR, mask_BR, strict=True):
+        ids = tokens_R[mask_R].tolist()
+        ended = bool(ids) and ids[-1] == end_id
+        found.append(Answer(text=decode(ids[:-1] if ended else ids), ended=ended, tokens=tuple(ids)))
+    return found
 
 
 def repeated(prompts: PromptBatch, times: int) -> PromptBatch:

@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.run.criteria import Criterion
 from gptjax.run.mesh import MeshConfig, batch_rows
 from gptjax.run.task import Setup, Task
 from gptjax.run.tasks import dpo, grpo, lm, mlm, ppo, rejection, reward, sft
@@ -40,6 +41,7 @@ class Experiment:
     a batch.
     seed: of everything random.  evaluate_every: steps between held-out evaluations (None: at the end only).
     save_every: steps between checkpoints (PPO, GRPO: rounded up to whole rollouts).  keep: newest checkpoints kept.
+    criteria: what the finished stage must show; the report says whether it does.
     """
 
     task: LmTask | MlmTask | SftTask | RewardTask | PpoTask | DpoTask | GrpoTask | RejectionTask
@@ -52,6 +54,7 @@ class Experiment:
     evaluate_every: int | None = None
     save_every: int = 100
     keep: int = 2
+    criteria: tuple[Criterion, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every", "keep"):

@@ -34,6 +34,8 @@ class Task:
     init(key) -> TrainState; jitted by the driver, so every leaf is created in its layout.
     start(state) -> state; puts another run's weights in place of random ones (identity: train from scratch).
     data(position) -> host batch; a pure function of (seed, position).
+    answered(state, batch, key, position) -> batch with the policy's answers and a program's scores of them, made on the
+    host between two jitted calls; not pure if the program is not (None: `collect` does it all).
     collect(state, frozen_models, batch, key) -> what `step` takes; pure; the identity outside reinforcement learning.
     frozen_models: arrays that `collect` reads and nobody changes.
     step(state, batch) -> (state, metrics); pure.
@@ -48,6 +50,7 @@ class Task:
     init: Callable[[jax.Array], TrainState]
     start: Callable[[TrainState], TrainState] = lambda state: state
     data: Callable[[int], Any]
+    answered: Callable[[TrainState, Any, jax.Array, int], Any] | None = None
     collect: Callable[[TrainState, Any, Any, jax.Array], Any] | None = None
     frozen_models: Any = field(default_factory=dict)
     step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]

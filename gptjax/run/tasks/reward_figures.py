@@ -65,6 +65,7 @@ def full(
             "sampled_pairs": len(pairs),
             "sampled_pair_accuracy": pair_accuracy(scores_BC, pairs),
             "sampled_pair_bayes_accuracy": pair_accuracy(gold_BC, pairs),
+            "sampled_pair_bayes_gap": pair_accuracy(gold_BC, pairs) - pair_accuracy(scores_BC, pairs),
             "length_only_accuracy": length_only_accuracy(*lengths, pairs),
         }
     return found

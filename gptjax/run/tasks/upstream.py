@@ -17,6 +17,7 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer, answers
 from gptjax.generate.engine import SamplingConfig, generate
 from gptjax.model.config import ModelConfig
+from gptjax.model.pure import scalar_model
 from gptjax.run.checkpoint import load_model
 from gptjax.run.mesh import batch_rows, put
 from gptjax.run.task import Setup
@@ -62,6 +63,16 @@ def load_params(
     extra = {"extra": dict.fromkeys(scalars, scalar)} if scalars else {}
     loaded = load_model(folder, {"params": _abstract(model, mesh)} | extra)
     return loaded["params"], loaded.get("extra", {})
+
+
+def reward_model(reward_from: str | None, setup: Setup) -> dict[str, Any]:
+    """reward (parameters), reward_gain and reward_bias of a trained stage, by these names; {} for None."""
+    if reward_from is None:
+        return {}
+    folder = setup.stage_folder(reward_from)
+    check_model(folder, setup.model)
+    reward, norm = load_params(scalar_model(setup.model), folder, setup.mesh, ("reward_gain", "reward_bias"))
+    return {"reward": reward} | norm
 
 
 def load_policy(model: Model, folder: Path, mesh: Mesh) -> Params:
