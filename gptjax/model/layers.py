@@ -29,11 +29,11 @@ def use(param: nnx.Param, letters: str, dtype: Any) -> jax.Array:
     return reshard(param.get_value().astype(dtype), dims.gathered_spec(letters))
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None, letters: str) -> jax.Array:
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero entries with probability `rate` and scale the rest; the identity without a key."""
     if key is None or rate == 0.0:
         return x
-    uniform = jax.random.uniform(key, x.shape, out_sharding=dims.act_spec(letters))
+    uniform = jax.random.uniform(key, x.shape, out_sharding=jax.typeof(x).sharding.spec)
     return jnp.where(uniform >= rate, x / (1.0 - rate), 0).astype(x.dtype)
 
 
@@ -48,6 +48,10 @@ class Norm(nnx.Module):
         if self.bias_D is None:
             return rms_norm(h_BTD, scale_D, eps=self.config.norm_eps)
         return layer_norm(h_BTD, scale_D, use(self.bias_D, "D", scale_D.dtype), eps=self.config.norm_eps)
+
+    def gathered(self, h_BTD: jax.Array, *, decoding: bool) -> jax.Array:
+        """Normalised, and no longer spread over `tensor`: what a projection takes."""
+        return reshard(self(h_BTD), dims.act_spec("BTD", decoding=decoding))
 
 
 class Attention(nnx.Module):
@@ -83,7 +87,7 @@ class Attention(nnx.Module):
         return q_BTNH, k_BTKH, v_BTKH
 
     def project(self, o_BTNH: jax.Array, *, decoding: bool) -> jax.Array:
-        out_spec = dims.act_spec("BTD", decoding=decoding)
+        out_spec = dims.residual_spec(spread=self.config.spread_norms, decoding=decoding)
         h_BTD = jnp.einsum("BTNH,NHD->BTD", o_BTNH, use(self.wo_NHD, "NHD", o_BTNH.dtype), out_sharding=out_spec)
         return h_BTD if self.bo_D is None else h_BTD + use(self.bo_D, "D", h_BTD.dtype)[None, None]
 
@@ -101,7 +105,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, h_BTD: jax.Array, *, decoding: bool) -> jax.Array:
         dtype = h_BTD.dtype
-        hidden_spec, out_spec = (dims.act_spec(letters, decoding=decoding) for letters in ("BTF", "BTD"))
+        hidden_spec = dims.act_spec("BTF", decoding=decoding)
+        out_spec = dims.residual_spec(spread=self.config.spread_norms, decoding=decoding)
         f_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_in_DF, "DF", dtype), out_sharding=hidden_spec)
         if self.b_in_F is not None:
             f_BTF += use(self.b_in_F, "F", dtype)[None, None]
@@ -136,12 +141,17 @@ class Block(nnx.Module):
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The block's output and its keys and values, for a cache."""
-        q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(self.attention_norm(h_BTD), positions_BT, decoding=False)
-        o_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, causal=causal)
+        config = self.config
+        normed_BTD = self.attention_norm.gathered(h_BTD, decoding=False)
+        q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(normed_BTD, positions_BT, decoding=False)
+        o_BTNH = attention(
+            q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT,
+            causal=causal, kernel=config.attention, window=config.window, soft_cap=config.soft_cap,
+        )  # fmt: skip
         keys = (None, None) if key is None else jax.random.split(key)
-        rate = self.config.dropout
-        h_BTD += dropout(self.attention.project(o_BTNH, decoding=False), rate, keys[0], "BTD")
-        h_BTD += dropout(self.mlp(self.mlp_norm(h_BTD), decoding=False), rate, keys[1], "BTD")
+        h_BTD += dropout(self.attention.project(o_BTNH, decoding=False), config.dropout, keys[0])
+        normed_BTD = self.mlp_norm.gathered(h_BTD, decoding=False)
+        h_BTD += dropout(self.mlp(normed_BTD, decoding=False), config.dropout, keys[1])
         return h_BTD, k_BTKH, v_BTKH
 
     def decode(
@@ -165,6 +175,9 @@ class Block(nnx.Module):
         k_BSKH, v_BSKH = (
             jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (cache.k_LBSKH, cache.v_LBSKH)
         )
-        o_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True)
+        o_BTNH = attention(
+            q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True,
+            window=self.config.window, soft_cap=self.config.soft_cap,
+        )  # fmt: skip
         h_BTD += self.attention.project(o_BTNH, decoding=True)
         return h_BTD + self.mlp(self.mlp_norm(h_BTD), decoding=True), cache
