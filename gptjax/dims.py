@@ -51,14 +51,9 @@ def gathered_spec(letters: str) -> PartitionSpec:
     return _spec(letters, _PARAM | {"D": None})
 
 
-def residual_spec(*, spread: bool, decoding: bool = False) -> PartitionSpec:
-    """The layout of the residual stream "BTD": as `act_spec` or, if `spread`, with T over `tensor` too.
-
-    While decoding T is a single position, which is never spread.
-    """
-    if not spread or decoding:
-        return act_spec("BTD", decoding=decoding)
-    return PartitionSpec(BATCH_AXES, ("context", "tensor"), None)
+def residual_spec(*, spread: bool) -> PartitionSpec:
+    """The layout of the residual stream "BTD" between blocks: an activation's or, if `spread`, T over `tensor` too."""
+    return PartitionSpec(BATCH_AXES, ("context", "tensor"), None) if spread else act_spec("BTD")
 
 
 def act_spec(letters: str, *, decoding: bool = False) -> PartitionSpec:

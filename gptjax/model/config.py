@@ -98,15 +98,16 @@ class ModelConfig:
         one_side = self.window * (1 - self.window / (2 * length))  # rows begin with shorter windows
         return one_side if causal else min(2 * one_side, length)
 
-    def forward_flops_per_token(self, length: int, *, causal: bool = True) -> float:
-        """FLOPs of one forward pass, unembedding included, per token of rows of `length` tokens."""
+    def forward_flops_per_token(self, length: int, *, causal: bool = True, unembedding: bool = True) -> float:
+        """FLOPs of one forward pass per token of rows of `length` tokens (a scalar model has no unembedding)."""
         s = self.sizes
-        return 2.0 * self.matmul_parameters() + 4.0 * s["L"] * s["N"] * s["H"] * self.attended(length, causal=causal)
+        parameters = self.matmul_parameters() - (0 if unembedding else s["V"] * s["D"])
+        return 2.0 * parameters + 4.0 * s["L"] * s["N"] * s["H"] * self.attended(length, causal=causal)
 
-    def train_flops_per_token(self, length: int, *, causal: bool = True) -> float:
+    def train_flops_per_token(self, length: int, *, causal: bool = True, unembedding: bool = True) -> float:
         """FLOPs of one forward and backward pass per token of rows of `length` tokens (a multiply-add is 2).
 
         6 x matmul parameters + 12 L N H T_eff; attention looks at T keys, causal attention at T / 2 on average.
         Recomputation (remat) is not counted, as in model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B).
         """
-        return 3.0 * self.forward_flops_per_token(length, causal=causal)
+        return 3.0 * self.forward_flops_per_token(length, causal=causal, unembedding=unembedding)

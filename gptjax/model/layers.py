@@ -10,6 +10,7 @@ from jax.sharding import reshard
 from gptjax import dims
 from gptjax.model.config import ModelConfig
 from gptjax.nn.attention import attention
+from gptjax.nn.gather import PARTIAL_ROWS, gathered, gathered_rows, scattered_rows
 from gptjax.nn.norm import layer_norm, rms_norm
 from gptjax.nn.rope import rotate
 from gptjax.types import Cache
@@ -26,7 +27,10 @@ def declare(config: ModelConfig, letters: str, role: Role, *, mean: float = 0.0,
 
 def use(param: nnx.Param, letters: str, dtype: Any) -> jax.Array:
     """The parameter in the compute dtype, gathered over `fsdp` (cast first: half the bytes travel)."""
-    return reshard(param.get_value().astype(dtype), dims.gathered_spec(letters))
+    value = param.get_value().astype(dtype)
+    if len(letters) == 1:  # scales and biases meet activations entry by entry, where "reduced" is not allowed
+        return reshard(value, dims.gathered_spec(letters))
+    return gathered(value, letters)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -49,9 +53,9 @@ class Norm(nnx.Module):
             return rms_norm(h_BTD, scale_D, eps=self.config.norm_eps)
         return layer_norm(h_BTD, scale_D, use(self.bias_D, "D", scale_D.dtype), eps=self.config.norm_eps)
 
-    def gathered(self, h_BTD: jax.Array, *, decoding: bool) -> jax.Array:
+    def whole(self, h_BTD: jax.Array) -> jax.Array:
         """Normalised, and no longer spread over `tensor`: what a projection takes."""
-        return reshard(self(h_BTD), dims.act_spec("BTD", decoding=decoding))
+        return gathered_rows(self(h_BTD)) if self.config.spread_norms else self(h_BTD)
 
 
 class Attention(nnx.Module):
@@ -87,8 +91,10 @@ class Attention(nnx.Module):
         return q_BTNH, k_BTKH, v_BTKH
 
     def project(self, o_BTNH: jax.Array, *, decoding: bool) -> jax.Array:
-        out_spec = dims.residual_spec(spread=self.config.spread_norms, decoding=decoding)
+        spread = self.config.spread_norms and not decoding
+        out_spec = PARTIAL_ROWS if spread else dims.act_spec("BTD", decoding=decoding)
         h_BTD = jnp.einsum("BTNH,NHD->BTD", o_BTNH, use(self.wo_NHD, "NHD", o_BTNH.dtype), out_sharding=out_spec)
+        h_BTD = scattered_rows(h_BTD) if spread else h_BTD
         return h_BTD if self.bo_D is None else h_BTD + use(self.bo_D, "D", h_BTD.dtype)[None, None]
 
 
@@ -106,7 +112,8 @@ class Mlp(nnx.Module):
     def __call__(self, h_BTD: jax.Array, *, decoding: bool) -> jax.Array:
         dtype = h_BTD.dtype
         hidden_spec = dims.act_spec("BTF", decoding=decoding)
-        out_spec = dims.residual_spec(spread=self.config.spread_norms, decoding=decoding)
+        spread = self.config.spread_norms and not decoding
+        out_spec = PARTIAL_ROWS if spread else dims.act_spec("BTD", decoding=decoding)
         f_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_in_DF, "DF", dtype), out_sharding=hidden_spec)
         if self.b_in_F is not None:
             f_BTF += use(self.b_in_F, "F", dtype)[None, None]
@@ -118,6 +125,7 @@ class Mlp(nnx.Module):
         else:
             f_BTF = jax.nn.gelu(f_BTF)
         out_BTD = jnp.einsum("BTF,FD->BTD", f_BTF, use(self.w_out_FD, "FD", dtype), out_sharding=out_spec)
+        out_BTD = scattered_rows(out_BTD) if spread else out_BTD
         return out_BTD if self.b_out_D is None else out_BTD + use(self.b_out_D, "D", dtype)[None, None]
 
 
@@ -142,7 +150,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The block's output and its keys and values, for a cache."""
         config = self.config
-        normed_BTD = self.attention_norm.gathered(h_BTD, decoding=False)
+        normed_BTD = self.attention_norm.whole(h_BTD)
         q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(normed_BTD, positions_BT, decoding=False)
         o_BTNH = attention(
             q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT,
@@ -150,7 +158,7 @@ class Block(nnx.Module):
         )  # fmt: skip
         keys = (None, None) if key is None else jax.random.split(key)
         h_BTD += dropout(self.attention.project(o_BTNH, decoding=False), config.dropout, keys[0])
-        normed_BTD = self.mlp_norm.gathered(h_BTD, decoding=False)
+        normed_BTD = self.mlp_norm.whole(h_BTD)
         h_BTD += dropout(self.mlp(normed_BTD, decoding=False), config.dropout, keys[1])
         return h_BTD, k_BTKH, v_BTKH
 

@@ -14,6 +14,7 @@ from gptjax import dims
 from gptjax.model.config import ModelConfig
 from gptjax.model.heads import ScalarTransformer, ValueHeadLayer
 from gptjax.model.transformer import Transformer
+from gptjax.nn.gather import gathered
 from gptjax.types import Model, Params, ScalarModel, ValueHead
 
 
@@ -40,7 +41,7 @@ def language_model(config: ModelConfig) -> Model:
 
     def gather_unembedding(params):
         name = "embedding_VD" if config.tied else "unembedding_VD"
-        table_VD = reshard(params[name].astype(config.dtype), dims.gathered_spec("VD"))
+        table_VD = gathered(params[name].astype(config.dtype), "VD")
         return params | {name: table_VD.astype(params[name].dtype)}
 
     return Model(

@@ -30,7 +30,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array, *, decoding: bool = False) -> jax.Array:
         dtype = jnp.dtype(self.config.dtype)
-        h_BTD = lookup(use(self.embedding_VD, "VD", dtype), tokens_BT, decoding=decoding)
+        h_BTD = lookup(self.embedding_VD.get_value().astype(dtype), tokens_BT, decoding=decoding)
         if self.position_TD is None:
             return h_BTD
         table_TD = use(self.position_TD, "TD", dtype)
@@ -108,4 +108,4 @@ class Transformer(nnx.Module):
         if key is not None:
             h_BTD = dropout(h_BTD, self.config.dropout, jax.random.fold_in(key, self.config.layers))
         h_BTD, cache = jax.lax.scan(body, h_BTD, (blocks, numbers), unroll=self.config.unroll)
-        return self.final_norm.gathered(h_BTD, decoding=False), cache
+        return reshard(self.final_norm(h_BTD), dims.act_spec("BTD")), cache

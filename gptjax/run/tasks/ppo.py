@@ -15,19 +15,26 @@ from gptjax.data.prompts import prompt_batch
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model, value_head
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
-from gptjax.run.task import Setup, Task
+from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks import lm
 from gptjax.run.tasks.asked import asked_prompts
 from gptjax.run.tasks.corpus import corpus, packed_rows
 from gptjax.run.tasks.examination import Examination
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, load_policy
+from gptjax.run.tasks.upstream import (
+    abstract_prompts,
+    abstract_rows,
+    check_model,
+    inherited_tokenizer,
+    load_params,
+    load_policy,
+)
 from gptjax.train.normalise import absorbed
 from gptjax.train.ppo import initial_extra, ppo_step, served_policy
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.reference import Holding, held, upper_layers, with_frozen_layers
 from gptjax.train.rollout import collect
 from gptjax.train.update import initial_state
-from gptjax.types import Model, Params, PpoBatch
+from gptjax.types import Model, Params, PpoBatch, ScalarModel, TrainState, ValueHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,40 +78,26 @@ class PpoTask:
 
 def build(config: PpoTask, setup: Setup) -> Task:
     """The task, with its prompts rendered and its four models at hand."""
-    if setup.batch_size != config.ppo.prompts:
-        raise ValueError(
-            f"batch_size {setup.batch_size} differs from task.ppo.prompts {config.ppo.prompts}: make them equal"
-        )
-    if setup.steps % config.ppo.updates:
-        raise ValueError(f"steps {setup.steps} is no multiple of the {config.ppo.updates} updates made on each rollout")
     policy_folder, reward_folder = map(setup.stage_folder, (config.policy_from, config.reward_from))
     for folder in (policy_folder, reward_folder):
         check_model(folder, setup.model)
     tokenizer = inherited_tokenizer(policy_folder, setup)
-    policy, scalar = language_model(setup.model), scalar_model(setup.model)
-    head = value_head(setup.model) if config.ppo.value_model == "head" else None
+    made = outline(config, setup, end_id=tokenizer.end_id)
+    policy, scalar, head, tx = _models(config, setup)
     first = load_policy(policy, policy_folder, setup.mesh)
     reward, norm = load_params(scalar, reward_folder, setup.mesh, ("reward_gain", "reward_bias"))
     frozen_models = {"reference": _reference(config, first, policy), "reward": reward} | norm
-    tx = _optimizers(config, setup, {"policy": policy, "value": head or scalar})
     train, heldout = asked_prompts(config.prompts)
     prompts, _ = prompt_batch([messages for messages, _ in train], tokenizer, config.prompt_tokens)
     pretrain = _pretrain_rows(config, tokenizer)
     key = jax.random.key(setup.seed)
-
-    def state_of(policy_params, value_params, key):
-        params = {"policy": policy_params, "value": value_params}
-        return initial_state(params, tx, key, **initial_extra(config.ppo, policy_params))
-
-    def init(key):
-        return state_of(policy.init(key), (head or scalar).init(jax.random.fold_in(key, 2)), jax.random.fold_in(key, 1))
 
     def start(state):
         @jax.jit
         def begin(first, reward, norm, key):
             copy = jax.tree.map(jnp.copy, first)  # what gets updated must not be buffers that others hold
             own = jax.tree.map(jnp.copy, absorbed(reward, norm)) if head is None else head.init(jax.random.key(0))
-            return state_of(copy, own, jax.random.wrap_key_data(key))
+            return _state(config, tx, copy, own, jax.random.wrap_key_data(key))
 
         return begin(first, reward, norm, state.key)
 
@@ -115,7 +108,6 @@ def build(config: PpoTask, setup: Setup) -> Task:
         return PpoBatch(prompts=batch, pretrain=rows)
 
     sampling = SamplingConfig(max_new_tokens=config.ppo.response_tokens, temperature=config.ppo.temperature)
-    about = {"policy": policy, "scalar": scalar, "head": head, "config": config.ppo}
     examination = Examination(config, setup, tokenizer, policy, scalar, frozen_models, heldout, sampling, name="ppo")
 
     def finish(state):
@@ -124,19 +116,93 @@ def build(config: PpoTask, setup: Setup) -> Task:
         return state, found | {"kl_target_nats": config.ppo.kl_target, "policy_weights": served}
 
     return Task(
-        init=init,
+        init=made.init,
         start=start,
         data=data,
-        collect=partial(collect, **about, end_id=tokenizer.end_id),
+        collect=made.collect,
         frozen_models=frozen_models,
-        step=partial(ppo_step, **about, optimizer=tx),
-        updates_per_batch=config.ppo.updates,
+        step=made.step,
+        updates_per_batch=made.updates_per_batch,
         evaluate=lambda state: examination.brief(served_policy(state), key),
         finish=finish,
         tokens="ppo/tokens",
         loss="ppo/score",
         data_fingerprint=f"{prompts.tokens_BP.shape[0]}-{tokenizer.fingerprint[:16]}",
     )
+
+
+def outline(config: PpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
+    """The task without its prompts and with models that were never trained.
+
+    Args:
+        config: the task's settings.
+        setup: of the stage.
+        end_id: the end-of-turn token; which one makes no difference to the size of the program.
+
+    Raises:
+        ValueError: the numbers of prompts, updates and steps do not go together.
+    """
+    if setup.batch_size != config.ppo.prompts:
+        raise ValueError(
+            f"batch_size {setup.batch_size} differs from task.ppo.prompts {config.ppo.prompts}: make them equal"
+        )
+    if setup.steps % config.ppo.updates:
+        raise ValueError(f"steps {setup.steps} is no multiple of the {config.ppo.updates} updates made on each rollout")
+    policy, scalar, head, tx = _models(config, setup)
+    about = {"policy": policy, "scalar": scalar, "head": head, "config": config.ppo}
+    ppo, value = config.ppo, head or scalar
+
+    def init(key):
+        value_params = value.init(jax.random.fold_in(key, 2))
+        return _state(config, tx, policy.init(key), value_params, jax.random.fold_in(key, 1))
+
+    def frozen_models(key):
+        norm = {"reward_gain": jnp.ones(()), "reward_bias": jnp.zeros(())}
+        return {"reference": _reference(config, policy.init(key), policy), "reward": scalar.init(key)} | norm
+
+    ptx_rows = ppo.prompts * ppo.ptx_rows if ppo.ptx_coefficient else 0
+    tokens = ppo.prompts * (config.prompt_tokens + ppo.response_tokens)
+    step_flops, collect_flops = _flops(config, setup, tokens)
+    return Outline(
+        init=init,
+        step=partial(ppo_step, **about, optimizer=tx),
+        batch=PpoBatch(
+            prompts=abstract_prompts(ppo.prompts, config.prompt_tokens),
+            pretrain=abstract_rows(ptx_rows, config.pretrain.row_tokens) if ptx_rows else None,
+        ),
+        collect=partial(collect, **about, end_id=end_id),
+        frozen_models=frozen_models,
+        updates_per_batch=ppo.updates,
+        step_tokens=(tokens + ptx_rows * config.pretrain.row_tokens) // ppo.minibatches,
+        step_flops=step_flops,
+        collect_tokens=tokens,
+        collect_flops=collect_flops,
+    )
+
+
+def _flops(config: PpoTask, setup: Setup, tokens: int) -> tuple[float, float]:
+    """Model FLOPs of an update and of a rollout over `tokens` positions."""
+    ppo, model = config.ppo, setup.model
+    length = config.prompt_tokens + ppo.response_tokens
+    policy, judge = (model.forward_flops_per_token(length, unembedding=flag) for flag in (True, False))
+    value = judge if ppo.value_model == "separate" else 0.0
+    step = 3 * tokens * (policy + value)
+    if ppo.ptx_coefficient:
+        row = config.pretrain.row_tokens
+        step += ppo.prompts * ppo.ptx_rows * row * model.train_flops_per_token(row)
+    return step / ppo.minibatches, tokens * (3 * policy + judge + value)  # sampling, sampling policy, reference
+
+
+def _models(config: PpoTask, setup: Setup) -> tuple[Model, ScalarModel, ValueHead | None, optax.GradientTransformation]:
+    """(policy, reward and value model, value head if there is one, optimizer)."""
+    policy, scalar = language_model(setup.model), scalar_model(setup.model)
+    head = value_head(setup.model) if config.ppo.value_model == "head" else None
+    return policy, scalar, head, _optimizers(config, setup, {"policy": policy, "value": head or scalar})
+
+
+def _state(config: PpoTask, tx: Any, policy_params: Params, value_params: Params, key: jax.Array) -> TrainState:
+    params = {"policy": policy_params, "value": value_params}
+    return initial_state(params, tx, key, **initial_extra(config.ppo, policy_params))
 
 
 def _reference(config: PpoTask, params: Params, policy: Model) -> Any:

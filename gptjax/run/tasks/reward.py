@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gptjax.data.labeler import SimulatedLabeler
 from gptjax.data.loader import batch_at, evaluation_batches
@@ -24,14 +25,14 @@ from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import optimizer
 from gptjax.run.mesh import put
 from gptjax.run.progress import status
-from gptjax.run.task import Setup, Task
-from gptjax.run.tasks.comparisons import permuted, simulated_comparisons, write_comparisons
+from gptjax.run.task import Outline, Setup, Task
+from gptjax.run.tasks.comparisons import MOST, permuted, simulated_comparisons, write_comparisons
 from gptjax.run.tasks.reward_figures import Judged, Rows, brief, data_figures, demonstrations, full, sampled_rows
 from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, sampler
 from gptjax.train.normalise import zero_mean, zero_mean_unit_std
 from gptjax.train.reward import RewardConfig, candidate_scores, reward_step
 from gptjax.train.update import initial_state
-from gptjax.types import TrainState
+from gptjax.types import RatingBatch, RewardBatch, ScalarModel, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
     most = max(len(comparison.responses) for comparison in [*train, *heldout])
     rows, train, train_figures = _rendered("training", train, tokenizer, row_tokens, most, setup)
     heldout_rows, heldout, heldout_figures = _rendered("held-out", heldout, tokenizer, row_tokens, most, setup)
-    model = scalar_model(setup.model)
-    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    made, (model, tx) = outline(config, setup), _model(setup)
     place = partial(put, mesh=setup.mesh)
 
     @jax.jit
@@ -126,17 +126,42 @@ def build(config: RewardTask, setup: Setup) -> Task:
         return dataclasses.replace(state, extra=state.extra | extra), found | norm | data
 
     return Task(
-        init=lambda key: _state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        init=made.init,
         start=start,
         data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed),
-        step=partial(reward_step, model=model, optimizer=tx, config=config.reward),
+        step=made.step,
         evaluate=evaluate,
         finish=finish,
         tokens="reward/tokens",
         loss="reward/loss",
-        flops_per_token=setup.model.train_flops_per_token(rows.tokens_BCT.shape[2]),
+        flops_per_token=setup.model.train_flops_per_token(rows.tokens_BCT.shape[2], unembedding=False),
         data_fingerprint=_fingerprint(rows),
     )
+
+
+def outline(config: RewardTask, setup: Setup) -> Outline:
+    """The task without its comparisons, with as many candidates and tokens as simulated ones have at most."""
+    model, tx = _model(setup)
+    prompts, row_tokens = setup.batch_size, config.prompt_tokens + config.answer_tokens
+    whole, some = ((prompts, MOST, row_tokens), jnp.int32), ((prompts, MOST), jnp.int32)
+    rows = {"tokens_BCT": jax.ShapeDtypeStruct(*whole), "lengths_BC": jax.ShapeDtypeStruct(*some)}
+    scores = jax.ShapeDtypeStruct((prompts, MOST), jnp.float32)
+    rating = config.reward.objective == "rating"
+    tokens = prompts * MOST * row_tokens
+    return Outline(
+        init=lambda key: _state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        step=partial(reward_step, model=model, optimizer=tx, config=config.reward),
+        batch=RatingBatch(**rows, ratings_BC=scores, weights_BC=scores)
+        if rating
+        else RewardBatch(**rows, ranks_BC=jax.ShapeDtypeStruct(*some)),
+        step_tokens=tokens,
+        step_flops=tokens * setup.model.train_flops_per_token(row_tokens, unembedding=False),
+    )
+
+
+def _model(setup: Setup) -> tuple[ScalarModel, optax.GradientTransformation]:
+    model = scalar_model(setup.model)
+    return model, optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
 
 
 def comparisons(

@@ -17,11 +17,13 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer, answers
 from gptjax.generate.engine import SamplingConfig, generate
 from gptjax.model.config import ModelConfig
+from gptjax.model.pure import language_model
+from gptjax.optim.optimizer import optimizer
 from gptjax.run.checkpoint import load_model
 from gptjax.run.mesh import put
 from gptjax.run.task import Setup
 from gptjax.train.update import initial_state
-from gptjax.types import Model, Params, PromptBatch, ScalarModel, TrainState
+from gptjax.types import LmBatch, Model, Params, PromptBatch, ScalarModel, TrainState
 
 
 def inherited_tokenizer(folder: Path, setup: Setup) -> Tokenizer:
@@ -87,6 +89,29 @@ def _abstract(model: Model | ScalarModel, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     return jax.tree.map(struct, jax.eval_shape(model.init, jax.random.key(0)), model.letters)
+
+
+def trained_model(setup: Setup) -> tuple[Model, optax.GradientTransformation]:
+    """The language model that a stage trains, and its optimizer."""
+    model = language_model(setup.model)
+    return model, optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+
+
+def abstract_rows(rows: int, tokens: int) -> LmBatch:
+    """The shapes of a batch of packed rows."""
+    whole = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
+    weights = jax.ShapeDtypeStruct((rows, tokens), jnp.float32)
+    return LmBatch(
+        tokens_BT=whole, targets_BT=whole, segments_BT=whole, positions_BT=whole, weights_BT=weights
+    )  # fmt: skip
+
+
+def abstract_prompts(prompts: int, tokens: int) -> PromptBatch:
+    """The shapes of a batch of left-padded prompts."""
+    return PromptBatch(
+        tokens_BP=jax.ShapeDtypeStruct((prompts, tokens), jnp.int32),
+        lengths_B=jax.ShapeDtypeStruct((prompts,), jnp.int32),
+    )
 
 
 def started(
