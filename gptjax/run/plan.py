@@ -23,7 +23,11 @@ from gptjax.run.task import Outline, Setup
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on each device. peak: XLA's own figure where it gives one, else arguments and temporaries."""
+    """Bytes on each device.
+
+    peak: what is alive at once, as XLA for TPU states it; elsewhere arguments and temporaries together.
+    temporaries: the room that XLA sets aside, gaps included.
+    """
 
     parameters: int
     optimizer: int
@@ -83,7 +87,7 @@ class ProgramPlan:
     """One compiled program: `step`, or `collect`, the rollout of reinforcement learning.
 
     tokens: positions that it computes, padding included.  model_flops: without what is recomputed, of all devices.
-    hbm_bytes: read and written by each device.
+    hbm_bytes: read and written by each device.  peak_flops: of a device, None if unknown, as is its roofline then.
     """
 
     name: str
@@ -93,6 +97,7 @@ class ProgramPlan:
     traffic: list[Traffic]
     hbm_bytes: int
     compile_seconds: float
+    peak_flops: float | None
     roofline: Roofline | None
 
 
@@ -187,15 +192,16 @@ def _planned(name: str, program: _Program, mesh: Mesh) -> ProgramPlan:
         name=name,
         tokens=program.tokens,
         model_flops=program.flops,
-        memory=_memory(compiled, program.arguments[0], used),
+        memory=_memory(compiled, program.arguments[0], used, platform),
         traffic=_traffic(found, mesh),
         hbm_bytes=moved,
         compile_seconds=seconds,
+        peak_flops=None if used is None else used.flops,
         roofline=None if used is None else _roofline(program, found, moved, used, mesh),
     )
 
 
-def _memory(compiled: Any, state: Any, used: Chip | None) -> Memory:
+def _memory(compiled: Any, state: Any, used: Chip | None, platform: str) -> Memory:
     figures = compiled.memory_analysis()
     parameters, optimizer = bytes_each(state.params), bytes_each(state.opt_state)
     arguments, temporaries = figures.argument_size_in_bytes, figures.temp_size_in_bytes
@@ -205,7 +211,7 @@ def _memory(compiled: Any, state: Any, used: Chip | None) -> Memory:
         optimizer=optimizer,
         other_arguments=arguments - parameters - optimizer,
         temporaries=temporaries,
-        peak=getattr(figures, "peak_memory_in_bytes", 0) or arguments + temporaries + kept,
+        peak=figures.peak_memory_in_bytes if platform == "tpu" else arguments + temporaries + kept,
         capacity=None if used is None else int(used.hbm_bytes),
     )
 
