@@ -1,4 +1,4 @@
-"""The command line: `gptjax run | curate | generate | chat`."""
+"""The command line: `gptjax run | plan | curate | generate | chat`."""
 
 import argparse
 import os
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 USER_ERROR = 2  # a mistake of the user's: do not restart
+DOES_NOT_FIT = 3  # a plan needs more memory than the devices have
 
 _EXAMPLES = {
     "run": "gptjax run experiments/chatgpt_mini.py --workdir runs/mini --seed 1",
+    "plan": "gptjax plan experiments/llama2_7b.py --topology v5e:16x16",
     "curate": "gptjax curate prompts.jsonl curated --field prompt --user-field user --json",
     "generate": "gptjax generate runs/chatgpt_mini --prompt 'What does `os.path.join` do?'",
     "chat": "gptjax chat runs/chatgpt_mini --stage sft",
@@ -17,7 +19,10 @@ _EXAMPLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; exit code 0: done, 2: a user's mistake, 130: interrupted, anything else: a crash."""
+    """Run one command.
+
+    Exit code 0: done, 2: a user's mistake, 3: a plan does not fit, 130: interrupted, anything else: a crash.
+    """
     args, rest = _parser().parse_known_args(argv)
     try:
         args.command(args, rest)
@@ -41,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", help="Python file with a function experiment() or recipe(); FILE:NAME for another name")
     run.add_argument("--workdir", type=Path, help="folder of the run (default: runs/FILE)")
     run.add_argument("--devices", type=int, help="simulate this many devices on the CPU")
+    _add_plan(commands)
     _add_curate(commands)
     for name, command, text in (
         ("generate", _generate, "answer one prompt"),
@@ -57,6 +63,17 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--prompt", required=True)
             sub.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_plan(commands) -> None:
+    plan = _command(commands, "plan", _plan, "compile an experiment for devices that are not there")
+    plan.add_argument("file", help="as for run")
+    plan.add_argument("--topology", required=True, nargs="+", help="such as v5e:16x16 (needs gptjax[tpu]) or cpu:8")
+    plan.add_argument("--slices", type=int, default=1, help="of that topology, joined by the data-centre network")
+    plan.add_argument("--stage", help="of a recipe (default: the only one)")
+    plan.add_argument("--search", action="store_true", help="try layouts and remat policies, and rank them")
+    plan.add_argument("--no-remedy", action="store_true", help="do not look for a change that would make it fit")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_curate(commands) -> None:
@@ -86,8 +103,9 @@ def _command(commands, name: str, function, text: str) -> argparse.ArgumentParse
 
 
 _MORE = {
+    "plan": "\n\nSettings are overridden as for run. Exit code 3: it does not fit.",
     "run": "\n\nEvery setting of the file can be overridden: --batch_size 16, --optimizer.peak_lr 1e-3, --mesh.fsdp 4;"
-    "\nin a recipe that means every stage, --stages.sft.steps 50 one of them. config.txt in a stage's folder lists all."
+    "\nin a recipe that means every stage, --stages.sft.steps 50 one of them. config.txt in a stage's folder has all.",
 }
 
 
@@ -108,6 +126,13 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
         print(sentence)
     if {"sft", "ppo", "dpo", "grpo", "rejection"} & set(recipe.stages):
         print(f"talk to it: gptjax chat {report.parent}")
+
+
+def _plan(args: argparse.Namespace, overrides: list[str]) -> None:
+    from gptjax.run.plan_command import plan
+
+    if not plan(args, overrides):
+        raise SystemExit(DOES_NOT_FIT)
 
 
 def _curate(args: argparse.Namespace, rest: list[str]) -> None:

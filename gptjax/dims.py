@@ -51,6 +51,11 @@ def gathered_spec(letters: str) -> PartitionSpec:
     return _spec(letters, _PARAM | {"D": None})
 
 
+def residual_spec(*, spread: bool) -> PartitionSpec:
+    """The layout of the residual stream "BTD" between blocks: an activation's or, if `spread`, T over `tensor` too."""
+    return PartitionSpec(BATCH_AXES, ("context", "tensor"), None) if spread else act_spec("BTD")
+
+
 def act_spec(letters: str, *, decoding: bool = False) -> PartitionSpec:
     """The layout of an activation: "BTNH" -> P(("data", "fsdp", "expert"), "context", "tensor", None).
 

@@ -10,6 +10,7 @@ from jax.sharding import reshard
 from gptjax import dims
 from gptjax.model.config import ModelConfig
 from gptjax.nn.attention import attention
+from gptjax.nn.gather import PARTIAL_ROWS, gathered, gathered_rows, scattered_rows
 from gptjax.nn.norm import layer_norm, rms_norm
 from gptjax.nn.rope import rotate
 
@@ -25,14 +26,17 @@ def declare(config: ModelConfig, letters: str, role: Role, *, mean: float = 0.0,
 
 def use(param: nnx.Param, letters: str, dtype: Any) -> jax.Array:
     """The parameter in the compute dtype, gathered over `fsdp` (cast first: half the bytes travel)."""
-    return reshard(param.get_value().astype(dtype), dims.gathered_spec(letters))
+    value = param.get_value().astype(dtype)
+    if len(letters) == 1:  # scales and biases meet activations entry by entry, where "reduced" is not allowed
+        return reshard(value, dims.gathered_spec(letters))
+    return gathered(value, letters)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None, letters: str) -> jax.Array:
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero entries with probability `rate` and scale the rest; the identity without a key."""
     if key is None or rate == 0.0:
         return x
-    uniform = jax.random.uniform(key, x.shape, out_sharding=dims.act_spec(letters))
+    uniform = jax.random.uniform(key, x.shape, out_sharding=jax.typeof(x).sharding.spec)
     return jnp.where(uniform >= rate, x / (1.0 - rate), 0).astype(x.dtype)
 
 
@@ -47,6 +51,10 @@ class Norm(nnx.Module):
         if self.bias_D is None:
             return rms_norm(h_BTD, scale_D, eps=self.config.norm_eps)
         return layer_norm(h_BTD, scale_D, use(self.bias_D, "D", scale_D.dtype), eps=self.config.norm_eps)
+
+    def whole(self, h_BTD: jax.Array) -> jax.Array:
+        """Normalised, and no longer spread over `tensor`: what a projection takes."""
+        return gathered_rows(self(h_BTD)) if self.config.spread_norms else self(h_BTD)
 
 
 class Attention(nnx.Module):
@@ -82,8 +90,10 @@ class Attention(nnx.Module):
         return q_BTNH, k_BTKH, v_BTKH
 
     def project(self, o_BTNH: jax.Array, *, decoding: bool) -> jax.Array:
-        out_spec = dims.act_spec("BTD", decoding=decoding)
+        spread = self.config.spread_norms and not decoding
+        out_spec = PARTIAL_ROWS if spread else dims.act_spec("BTD", decoding=decoding)
         h_BTD = jnp.einsum("BTNH,NHD->BTD", o_BTNH, use(self.wo_NHD, "NHD", o_BTNH.dtype), out_sharding=out_spec)
+        h_BTD = scattered_rows(h_BTD) if spread else h_BTD
         return h_BTD if self.bo_D is None else h_BTD + use(self.bo_D, "D", h_BTD.dtype)[None, None]
 
 
@@ -100,7 +110,9 @@ class Mlp(nnx.Module):
 
     def __call__(self, h_BTD: jax.Array, *, decoding: bool) -> jax.Array:
         dtype = h_BTD.dtype
-        hidden_spec, out_spec = (dims.act_spec(letters, decoding=decoding) for letters in ("BTF", "BTD"))
+        hidden_spec = dims.act_spec("BTF", decoding=decoding)
+        spread = self.config.spread_norms and not decoding
+        out_spec = PARTIAL_ROWS if spread else dims.act_spec("BTD", decoding=decoding)
         f_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_in_DF, "DF", dtype), out_sharding=hidden_spec)
         if self.b_in_F is not None:
             f_BTF += use(self.b_in_F, "F", dtype)[None, None]
@@ -112,6 +124,7 @@ class Mlp(nnx.Module):
         else:
             f_BTF = jax.nn.gelu(f_BTF)
         out_BTD = jnp.einsum("BTF,FD->BTD", f_BTF, use(self.w_out_FD, "FD", dtype), out_sharding=out_spec)
+        out_BTD = scattered_rows(out_BTD) if spread else out_BTD
         return out_BTD if self.b_out_D is None else out_BTD + use(self.b_out_D, "D", dtype)[None, None]
 
 
@@ -135,12 +148,17 @@ class Block(nnx.Module):
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The block's output and its keys and values, for a cache."""
-        q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(self.attention_norm(h_BTD), positions_BT, decoding=False)
-        o_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, causal=causal)
+        config = self.config
+        normed_BTD = self.attention_norm.whole(h_BTD)
+        q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(normed_BTD, positions_BT, decoding=False)
+        o_BTNH = attention(
+            q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT,
+            causal=causal, kernel=config.attention, window=config.window, soft_cap=config.soft_cap,
+        )  # fmt: skip
         keys = (None, None) if key is None else jax.random.split(key)
-        rate = self.config.dropout
-        h_BTD += dropout(self.attention.project(o_BTNH, decoding=False), rate, keys[0], "BTD")
-        h_BTD += dropout(self.mlp(self.mlp_norm(h_BTD), decoding=False), rate, keys[1], "BTD")
+        h_BTD += dropout(self.attention.project(o_BTNH, decoding=False), config.dropout, keys[0])
+        normed_BTD = self.mlp_norm.whole(h_BTD)
+        h_BTD += dropout(self.mlp(normed_BTD, decoding=False), config.dropout, keys[1])
         return h_BTD, k_BTKH, v_BTKH
 
     def decode(
@@ -160,6 +178,9 @@ class Block(nnx.Module):
         )
         here_BT = jax.lax.dynamic_slice_in_dim(segments_BS, index, 1, axis=1)
         k_BSKH, v_BSKH = jnp.swapaxes(k_BKSH, 1, 2), jnp.swapaxes(v_BKSH, 1, 2)
-        o_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True)
+        o_BTNH = attention(
+            q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True,
+            window=self.config.window, soft_cap=self.config.soft_cap,
+        )  # fmt: skip
         h_BTD += self.attention.project(o_BTNH, decoding=True)
         return h_BTD + self.mlp(self.mlp_norm(h_BTD), decoding=True), k_BKSH, v_BKSH

@@ -14,6 +14,7 @@ from gptjax import dims
 from gptjax.model.config import ModelConfig
 from gptjax.model.heads import ScalarTransformer, ValueHeadLayer
 from gptjax.model.transformer import Transformer
+from gptjax.nn.gather import gathered
 from gptjax.types import Model, Params, ScalarModel, ValueHead
 
 
@@ -38,6 +39,11 @@ def language_model(config: ModelConfig) -> Model:
         del frozen
         return nnx.merge(graph, params).decode(cache, token_BT, segments_BS, positions_BT, index)
 
+    def gather_unembedding(params):
+        name = "embedding_VD" if config.tied else "unembedding_VD"
+        table_VD = gathered(params[name].astype(config.dtype), "VD")
+        return params | {name: table_VD.astype(params[name].dtype)}
+
     return Model(
         init=partial(_init, module),
         hidden=hidden,
@@ -45,6 +51,7 @@ def language_model(config: ModelConfig) -> Model:
         prefill=prefill,
         decode=decode,
         gather=partial(_gather, module, jnp.dtype(config.dtype)),
+        gather_unembedding=gather_unembedding,
         roles=_metadata(module, "role"),
         letters=_metadata(module, "letters"),
     )

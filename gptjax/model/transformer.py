@@ -9,10 +9,12 @@ from gptjax import dims
 from gptjax.model.config import ModelConfig
 from gptjax.model.layers import Block, Norm, declare, dropout, use
 from gptjax.nn.embedding import lookup, unembed
+from gptjax.nn.kernels import SAVED
 from gptjax.types import Cache
 
 _REMAT = {
     "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -28,7 +30,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array, *, decoding: bool = False) -> jax.Array:
         dtype = jnp.dtype(self.config.dtype)
-        h_BTD = lookup(use(self.embedding_VD, "VD", dtype), tokens_BT, decoding=decoding)
+        h_BTD = lookup(self.embedding_VD.get_value().astype(dtype), tokens_BT, decoding=decoding)
         if self.position_TD is None:
             return h_BTD
         table_TD = use(self.position_TD, "TD", dtype)
@@ -100,8 +102,8 @@ class Transformer(nnx.Module):
 
         if policy := _REMAT.get(self.config.remat):
             body = jax.checkpoint(body, policy=policy)
-        h_BTD = self.embed(tokens_BT, positions_BT)
+        h_BTD = reshard(self.embed(tokens_BT, positions_BT), dims.residual_spec(spread=self.config.spread_norms))
         if key is not None:
-            h_BTD = dropout(h_BTD, self.config.dropout, jax.random.fold_in(key, self.config.layers), "BTD")
+            h_BTD = dropout(h_BTD, self.config.dropout, jax.random.fold_in(key, self.config.layers))
         h_BTD, cache = jax.lax.scan(body, h_BTD, (blocks, numbers), unroll=self.config.unroll)
-        return self.final_norm(h_BTD), cache
+        return reshard(self.final_norm(h_BTD), dims.act_spec("BTD")), cache

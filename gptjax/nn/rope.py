@@ -27,5 +27,6 @@ def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, *, theta: float) -> jax.A
     frequency_H = theta ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
     angle_BT1H = positions_BT[:, :, None, None].astype(dtype) * frequency_H.reshape(1, 1, 1, -1)
     cos, sin = jnp.cos(angle_BT1H), jnp.sin(angle_BT1H)
-    first, second = jnp.split(x_BTNH.astype(dtype), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
+    cos_BT1H, sin_BT1H = (jnp.concatenate(halves, axis=-1) for halves in ((cos, cos), (-sin, sin)))
+    swapped_BTNH = jnp.roll(x_BTNH, width // 2, axis=-1)  # before the cast: what is kept for it is half as large
+    return (x_BTNH.astype(dtype) * cos_BT1H + swapped_BTNH.astype(dtype) * sin_BT1H).astype(x_BTNH.dtype)

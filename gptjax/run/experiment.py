@@ -9,7 +9,7 @@ from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.criteria import Criterion
 from gptjax.run.mesh import MeshConfig, batch_rows
-from gptjax.run.task import Setup, Task
+from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks import dpo, grpo, lm, mlm, ppo, rejection, reward, sft
 from gptjax.run.tasks.dpo import DpoTask
 from gptjax.run.tasks.grpo import GrpoTask
@@ -88,6 +88,11 @@ def build_task(experiment: Experiment, setup: Setup) -> Task:
     return _BUILDERS[type(experiment.task)].build(experiment.task, setup)
 
 
+def outline_task(experiment: Experiment, setup: Setup) -> Outline:
+    """What of the task follows from its settings alone."""
+    return _BUILDERS[type(experiment.task)].outline(experiment.task, setup)
+
+
 def check_layout(experiment: Experiment, mesh: Mesh) -> None:
     """Raise ValueError, naming both numbers, if a mesh axis does not divide what it spreads."""
     sizes, task = experiment.model.sizes, experiment.task
@@ -101,12 +106,15 @@ def check_layout(experiment: Experiment, mesh: Mesh) -> None:
         ("model.vocab_size", sizes["V"], "tensor", mesh.shape["tensor"]),
     ]
     context = mesh.shape["context"]
+    axes = "context"
+    if experiment.model.spread_norms:
+        axes, context = "context x tensor", context * mesh.shape["tensor"]
     for name in ("row_tokens", "prompt_tokens", "answer_tokens"):
         if (size := getattr(task, name, None)) is not None:
-            spread.append((f"task.{name}", size, "context", context))
+            spread.append((f"task.{name}", size, axes, context))
     for name in ("ppo", "grpo"):
         if config := getattr(task, name, None):
-            spread.append((f"task.{name}.response_tokens", config.response_tokens, "context", context))
+            spread.append((f"task.{name}.response_tokens", config.response_tokens, axes, context))
             minibatch = config.prompts // config.minibatches
             spread.append((f"task.{name}.prompts / task.{name}.minibatches", minibatch, "data x fsdp x expert", rows))
     for name, size, axis, pieces in spread:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from gptjax import dims
@@ -50,14 +51,21 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all)."""
+    """The mesh over `devices` (default: all); of several slices, `data` is what crosses the slow links between them.
+
+    Raises:
+        ValueError: the axes do not multiply to the number of devices, or slices would have to share another axis.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh(
-        config.sizes(len(devices)),
-        dims.MESH_AXES,
-        axis_types=(AxisType.Explicit,) * len(dims.MESH_AXES),
-        devices=devices,
-    )
+    sizes, kinds = config.sizes(len(devices)), (AxisType.Explicit,) * len(dims.MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, dims.MESH_AXES, axis_types=kinds, devices=devices)
+    if sizes[0] % slices:
+        raise ValueError(f"mesh.data {sizes[0]} is not a multiple of the {slices} slices: only `data` may cross them")
+    within = (sizes[0] // slices, *sizes[1:])
+    across = (slices, *(1 for _ in sizes[1:]))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), dims.MESH_AXES, axis_types=kinds)
 
 
 def batch_rows(mesh: Mesh) -> int:

@@ -28,6 +28,29 @@ class Setup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What of a task follows from its settings alone: enough to compile it for devices that are not there.
+
+    init, step, collect, updates_per_batch: as in Task, which takes them from here.
+    batch: jax.ShapeDtypeStructs without a layout, in the place of what `data` gives.
+    frozen_models(key) -> arrays like those of Task.frozen_models.
+    step_tokens, collect_tokens: positions that a step and a collect compute, padding included.
+    step_flops, collect_flops: model FLOPs of them, without what is recomputed.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    batch: Any
+    step_tokens: int
+    step_flops: float
+    collect: Callable[[TrainState, Any, Any, jax.Array], Any] | None = None
+    frozen_models: Callable[[jax.Array], Any] = lambda key: {}
+    updates_per_batch: int = 1
+    collect_tokens: int = 0
+    collect_flops: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """One objective, ready for the driver.
 

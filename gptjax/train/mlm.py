@@ -57,4 +57,5 @@ def mlm_sums(state: TrainState, batch: LmBatch, *, model: Model, loss_chunks: in
 def _sums(params: Params, frozen: Params, batch: LmBatch, model: Model, chunks: int, key: jax.Array | None) -> NllSums:
     rows = batch.tokens_BT, batch.segments_BT, batch.positions_BT
     h_BTD = model.hidden(params, frozen, *rows, causal=False, key=key)
-    return chunked_nll(partial(model.unembed, params, frozen), h_BTD, batch.targets_BT, batch.weights_BT, chunks=chunks)
+    unembed = partial(model.unembed, model.gather_unembedding(params), frozen)
+    return chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=chunks)

@@ -37,7 +37,7 @@ def sft_step(
 
     def loss_fn(params):
         h_BTD = model.hidden(params, state.frozen, batch.tokens_BT, batch.segments_BT, batch.positions_BT, key=key)
-        unembed = partial(model.unembed, params, state.frozen)
+        unembed = partial(model.unembed, model.gather_unembedding(params), state.frozen)
         sums = chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=loss_chunks)
         count = jnp.where(sums.weight_sum > 0, sums.weight_sum, 1.0)
         return sums.nll_sum / count, sums.correct_sum / count

@@ -15,14 +15,13 @@ from gptjax.data.loader import batch_at, evaluation_batches
 from gptjax.data.pairs import Pairs, pair_ids, preference_batch, with_reference
 from gptjax.data.preferences import Comparison, read_preferences
 from gptjax.generate.engine import SamplingConfig
-from gptjax.model.pure import language_model, scalar_model
-from gptjax.optim.optimizer import optimizer
+from gptjax.model.pure import scalar_model
 from gptjax.run.mesh import put
 from gptjax.run.progress import status
-from gptjax.run.task import Setup, Task
+from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.asked import Asked, asked_prompts
 from gptjax.run.tasks.examination import Examination
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, reward_model
+from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, reward_model, trained_model
 from gptjax.train.dpo import DpoConfig, dpo_step, dpo_sums, pair_means, response_logps
 from gptjax.train.update import initial_state
 from gptjax.types import PreferenceBatch
@@ -67,7 +66,7 @@ def build(config: DpoTask, setup: Setup) -> Task:
     check_model(upstream, setup.model)
     tokenizer = inherited_tokenizer(upstream, setup)
     train, heldout = _comparisons(config, setup)
-    model = language_model(setup.model)
+    made, (model, tx) = outline(config, setup), trained_model(setup)
     reference, _ = load_params(model, upstream, setup.mesh)
     logps = jax.jit(partial(response_logps, model=model, loss_chunks=config.dpo.loss_chunks))
     place = partial(put, mesh=setup.mesh)
@@ -81,7 +80,6 @@ def build(config: DpoTask, setup: Setup) -> Task:
     with status("reference log-probabilities"):
         rows, report = referenced(train, "train")
         heldout_rows, _ = referenced(heldout, "heldout")
-    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
     sums = jax.jit(partial(dpo_sums, model=model, config=config.dpo))
     examination = _examination(config, setup, tokenizer, model, reference, heldout)
     key = jax.random.key(setup.seed)
@@ -112,16 +110,37 @@ def build(config: DpoTask, setup: Setup) -> Task:
         return state, found if examination is None else found | examination.full(state.params, key)
 
     return Task(
-        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        init=made.init,
         start=start,
         data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed),
-        step=partial(dpo_step, model=model, optimizer=tx, config=config.dpo),
+        step=made.step,
         evaluate=evaluate,
         finish=finish,
         tokens="dpo/tokens",
         loss="dpo/loss",
         flops_per_token=setup.model.train_flops_per_token(row_tokens),
         data_fingerprint=f"{pair_ids(rows)[0]}-{len(report.kept)}-{tokenizer.fingerprint[:16]}",
+    )
+
+
+def outline(config: DpoTask, setup: Setup) -> Outline:
+    """The task without its pairs."""
+    model, tx = trained_model(setup)
+    pairs, row_tokens = setup.batch_size, config.prompt_tokens + config.answer_tokens
+    tokens_BCT = jax.ShapeDtypeStruct((pairs, 2, row_tokens), jnp.int32)
+    tokens = 2 * pairs * row_tokens
+    return Outline(
+        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        step=partial(dpo_step, model=model, optimizer=tx, config=config.dpo),
+        batch=PreferenceBatch(
+            tokens_BCT=tokens_BCT,
+            targets_BCT=tokens_BCT,
+            lengths_BC=jax.ShapeDtypeStruct((pairs, 2), jnp.int32),
+            prompt_lengths_B=jax.ShapeDtypeStruct((pairs,), jnp.int32),
+            logp_ref_BC=jax.ShapeDtypeStruct((pairs, 2), jnp.float32),
+        ),
+        step_tokens=tokens,
+        step_flops=tokens * setup.model.train_flops_per_token(row_tokens),
     )
 
 

@@ -9,13 +9,20 @@ import jax.numpy as jnp
 from gptjax.data.loader import batch_at
 from gptjax.data.prompts import prompt_batch
 from gptjax.generate.engine import SamplingConfig
-from gptjax.model.pure import language_model, scalar_model
-from gptjax.optim.optimizer import optimizer
-from gptjax.run.task import Setup, Task
+from gptjax.model.pure import scalar_model
+from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.asked import PolicyTask, asked_prompts
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.program import answering
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, reward_model
+from gptjax.run.tasks.upstream import (
+    abstract_prompts,
+    check_model,
+    fresh_reward,
+    inherited_tokenizer,
+    load_params,
+    reward_model,
+    trained_model,
+)
 from gptjax.train.group_rollout import collect_groups
 from gptjax.train.grpo import GrpoConfig, grpo_step
 from gptjax.train.update import initial_state
@@ -34,19 +41,13 @@ class GrpoTask(PolicyTask):
 def build(config: GrpoTask, setup: Setup) -> Task:
     """The task, with its prompts rendered and its three models at hand."""
     settings = config.grpo
-    if setup.batch_size != settings.prompts:
-        raise ValueError(
-            f"batch_size {setup.batch_size} differs from task.grpo.prompts {settings.prompts}: make them equal"
-        )
-    if setup.steps % settings.updates:
-        raise ValueError(f"steps {setup.steps} is no multiple of the {settings.updates} updates made on each rollout")
     policy_folder = setup.stage_folder(config.policy_from)
     check_model(policy_folder, setup.model)
     tokenizer = inherited_tokenizer(policy_folder, setup)
-    policy, scalar = language_model(setup.model), scalar_model(setup.model)
+    made = outline(config, setup, end_id=tokenizer.end_id)
+    (policy, tx), scalar = trained_model(setup), scalar_model(setup.model)
     reference, _ = load_params(policy, policy_folder, setup.mesh)
     frozen_models = {"reference": reference} | reward_model(config.reward_from, setup)
-    tx = optimizer(setup.optimizer, setup.steps, policy.roles, policy.letters)
     train, heldout = asked_prompts(config.prompts)
     prompts, report = prompt_batch([asked.messages for asked in train], tokenizer, config.prompt_tokens)
     sampling = SamplingConfig(max_new_tokens=settings.response_tokens, temperature=settings.temperature)
@@ -65,17 +66,62 @@ def build(config: GrpoTask, setup: Setup) -> Task:
         return begin(reference, state.key)
 
     return Task(
-        init=lambda key: initial_state(policy.init(key), tx, jax.random.fold_in(key, 1)),
+        init=made.init,
         start=start,
         data=lambda position: batch_at(prompts, position, settings.prompts, setup.seed),
         answered=None if answer is None else lambda s, batch, *rest: answer(s.params, s.frozen, batch, *rest),
-        collect=partial(collect_groups, policy=policy, scalar=scalar, config=settings, end_id=tokenizer.end_id),
+        collect=made.collect,
         frozen_models=frozen_models,
-        step=partial(grpo_step, policy=policy, optimizer=tx, config=settings),
-        updates_per_batch=settings.updates,
+        step=made.step,
+        updates_per_batch=made.updates_per_batch,
         evaluate=lambda state: examination.brief(state.params, key),
         finish=lambda state: (state, examination.full(state.params, key)),
         tokens="grpo/tokens",
         loss="grpo/score",
         data_fingerprint=f"{prompts.tokens_BP.shape[0]}-{tokenizer.fingerprint[:16]}",
+    )
+
+
+def outline(config: GrpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
+    """The task without its prompts and with models that were never trained.
+
+    Answers that a program scores are drawn before `collect` and are no part of it.
+
+    Args:
+        config: the task's settings.
+        setup: of the stage.
+        end_id: the end-of-turn token; which one makes no difference to the size of the program.
+
+    Raises:
+        ValueError: the numbers of prompts, minibatches and steps do not go together.
+    """
+    settings = config.grpo
+    if setup.batch_size != settings.prompts:
+        raise ValueError(
+            f"batch_size {setup.batch_size} differs from task.grpo.prompts {settings.prompts}: make them equal"
+        )
+    if setup.steps % settings.updates:
+        raise ValueError(f"steps {setup.steps} is no multiple of the {settings.updates} updates made on each rollout")
+    (policy, tx), scalar = trained_model(setup), scalar_model(setup.model)
+    rows, length = settings.prompts * settings.group_size, config.prompt_tokens + settings.response_tokens
+    forward = setup.model.forward_flops_per_token(length)
+    drawing = forward + setup.model.forward_flops_per_token(length, scalar=True)  # sampling, reward
+    given = config.reward_program is not None
+    trained = rows * length // settings.minibatches
+
+    return Outline(
+        init=lambda key: initial_state(policy.init(key), tx, jax.random.fold_in(key, 1)),
+        step=partial(grpo_step, policy=policy, optimizer=tx, config=settings),
+        batch=abstract_prompts(
+            settings.prompts,
+            config.prompt_tokens,
+            given=(rows, settings.response_tokens) if given else None,
+        ),
+        collect=partial(collect_groups, policy=policy, scalar=scalar, config=settings, end_id=end_id),
+        frozen_models=lambda key: {"reference": policy.init(key)} | fresh_reward(config.reward_from, scalar, key),
+        updates_per_batch=settings.updates,
+        step_tokens=trained,
+        step_flops=3 * forward * trained,
+        collect_tokens=rows * length,
+        collect_flops=rows * length * (2 * forward + (0.0 if given else drawing)),  # sampling policy, reference
     )

@@ -11,12 +11,10 @@ from gptjax.data.loader import batch_at
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.perplexity import heldout_loss
 from gptjax.generate.engine import SamplingConfig
-from gptjax.model.pure import language_model
-from gptjax.optim.optimizer import optimizer
 from gptjax.run.mesh import put
-from gptjax.run.task import Setup, Task
+from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.corpus import CorpusConfig, read_corpus, xz_bits_per_byte
-from gptjax.run.tasks.upstream import sampler, started
+from gptjax.run.tasks.upstream import abstract_rows, sampler, started, trained_model
 from gptjax.train.lm import lm_step, lm_sums
 from gptjax.train.update import initial_state
 from gptjax.types import Model, Params, PromptBatch
@@ -38,14 +36,9 @@ class LmTask(CorpusConfig):
 def build(config: LmTask, setup: Setup) -> Task:
     """The task, with its corpus read and its rows packed."""
     text = read_corpus(config, setup, config.start_from)
-    model = language_model(setup.model)
-    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    made, (model, tx) = outline(config, setup), trained_model(setup)
     place = partial(put, mesh=setup.mesh)
     sums = jax.jit(partial(lm_sums, model=model, loss_chunks=config.loss_chunks))
-    step = partial(
-        lm_step, model=model, optimizer=tx, z_loss=config.z_loss, loss_chunks=config.loss_chunks,
-        dropout=setup.model.dropout > 0,
-    )  # fmt: skip
 
     def evaluate(state):
         token_bytes_V = text.tokenizer.token_bytes_V
@@ -60,10 +53,10 @@ def build(config: LmTask, setup: Setup) -> Task:
         return state, report
 
     return Task(
-        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        init=made.init,
         start=started(model, tx, setup, config.start_from),
         data=lambda position: batch_at(text.rows, position, setup.batch_size, setup.seed),
-        step=step,
+        step=made.step,
         evaluate=evaluate,
         finish=finish,
         tokens="lm/tokens",
@@ -71,6 +64,22 @@ def build(config: LmTask, setup: Setup) -> Task:
         flops_per_token=setup.model.train_flops_per_token(config.row_tokens),
         data_fingerprint=text.fingerprint,
     )
+
+
+def outline(config: LmTask, setup: Setup) -> Outline:
+    """The task without its corpus."""
+    model, tx = trained_model(setup)
+    tokens = setup.batch_size * config.row_tokens
+    return Outline(
+        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        step=partial(
+            lm_step, model=model, optimizer=tx, z_loss=config.z_loss, loss_chunks=config.loss_chunks,
+            dropout=setup.model.dropout > 0,
+        ),
+        batch=abstract_rows(setup.batch_size, config.row_tokens),
+        step_tokens=tokens,
+        step_flops=tokens * setup.model.train_flops_per_token(config.row_tokens),
+    )  # fmt: skip
 
 
 def samples(model: Model, params: Params, tokenizer: Tokenizer, setup: Setup, count: int = 4) -> list[str]:

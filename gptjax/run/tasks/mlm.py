@@ -14,12 +14,10 @@ from gptjax.data.loader import batch_at, evaluation_batches
 from gptjax.data.masking import masked
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.perplexity import heldout_loss
-from gptjax.model.pure import language_model
-from gptjax.optim.optimizer import optimizer
 from gptjax.run.mesh import put
-from gptjax.run.task import Setup, Task
+from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.corpus import CorpusConfig, read_corpus
-from gptjax.run.tasks.upstream import started
+from gptjax.run.tasks.upstream import abstract_rows, started, trained_model
 from gptjax.train.mlm import mlm_step, mlm_sums
 from gptjax.train.update import initial_state
 from gptjax.types import LmBatch, Model, TrainState
@@ -53,8 +51,7 @@ def build(config: MlmTask, setup: Setup) -> Task:
         mask_id=text.tokenizer.mask_id,
         fraction=config.mask_fraction,
     )
-    model = language_model(setup.model)
-    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    made, (model, tx) = outline(config, setup), trained_model(setup)
     place = partial(put, mesh=setup.mesh)
     sums = jax.jit(partial(mlm_sums, model=model, loss_chunks=config.loss_chunks))
     heldout = hide(text.heldout_rows, 0, 0)  # masks that no setting changes: figures of different runs compare
@@ -75,18 +72,31 @@ def build(config: MlmTask, setup: Setup) -> Task:
         return state, report | text.figures | {"samples": filled_in(batch, guessed_BT, text.tokenizer)}
 
     return Task(
-        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        init=made.init,
         start=started(model, tx, setup, config.start_from),
         data=data,
-        step=partial(
-            mlm_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=setup.model.dropout > 0
-        ),
+        step=made.step,
         evaluate=evaluate,
         finish=finish,
         tokens="mlm/row_tokens",
         loss="mlm/nats_per_token",
         flops_per_token=setup.model.train_flops_per_token(config.row_tokens, causal=False),
         data_fingerprint=text.fingerprint,
+    )
+
+
+def outline(config: MlmTask, setup: Setup) -> Outline:
+    """The task without its corpus."""
+    model, tx = trained_model(setup)
+    tokens = setup.batch_size * config.row_tokens
+    return Outline(
+        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        step=partial(
+            mlm_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=setup.model.dropout > 0
+        ),
+        batch=abstract_rows(setup.batch_size, config.row_tokens),
+        step_tokens=tokens,
+        step_flops=tokens * setup.model.train_flops_per_token(config.row_tokens, causal=False),
     )
 
 

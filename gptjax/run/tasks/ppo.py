@@ -13,20 +13,28 @@ from gptjax.data.prompts import prompt_batch
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model, value_head
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
-from gptjax.run.task import Setup, Task
+from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.asked import PolicyTask, asked_prompts
 from gptjax.run.tasks.corpus import CorpusConfig
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.program import answering
 from gptjax.run.tasks.tax import pretraining
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_policy, reward_model
+from gptjax.run.tasks.upstream import (
+    abstract_prompts,
+    abstract_rows,
+    check_model,
+    fresh_reward,
+    inherited_tokenizer,
+    load_policy,
+    reward_model,
+)
 from gptjax.train.normalise import absorbed
 from gptjax.train.ppo import initial_extra, ppo_step, served_policy
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.reference import Holding, held, reference_params, upper_layers, with_frozen_layers
 from gptjax.train.rollout import collect
 from gptjax.train.update import initial_state
-from gptjax.types import Model, Params, PpoBatch
+from gptjax.types import Model, Params, PpoBatch, ScalarModel, TrainState, ValueHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +72,14 @@ class PpoTask(PolicyTask):
 
 def build(config: PpoTask, setup: Setup) -> Task:
     """The task, with its prompts rendered and its four models at hand."""
-    if setup.batch_size != config.ppo.prompts:
-        raise ValueError(
-            f"batch_size {setup.batch_size} differs from task.ppo.prompts {config.ppo.prompts}: make them equal"
-        )
-    if setup.steps % config.ppo.updates:
-        raise ValueError(f"steps {setup.steps} is no multiple of the {config.ppo.updates} updates made on each rollout")
     policy_folder = setup.stage_folder(config.policy_from)
     check_model(policy_folder, setup.model)
     tokenizer = inherited_tokenizer(policy_folder, setup)
-    policy, scalar = language_model(setup.model), scalar_model(setup.model)
-    head = value_head(setup.model) if config.ppo.value_model == "head" else None
+    made = outline(config, setup, end_id=tokenizer.end_id)
+    policy, scalar, head, tx = _models(config, setup)
     first = load_policy(policy, policy_folder, setup.mesh)
     reward = reward_model(config.reward_from, setup)
     frozen_models = {"reference": _reference(config, first, policy)} | reward
-    tx = _optimizers(config, setup, {"policy": policy, "value": head or scalar})
     train, heldout = asked_prompts(config.prompts)
     prompts, report = prompt_batch([asked.messages for asked in train], tokenizer, config.prompt_tokens)
     pretrain, bits_per_byte = None, None
@@ -86,27 +87,19 @@ def build(config: PpoTask, setup: Setup) -> Task:
         pretrain, bits_per_byte = pretraining(config.pretrain, tokenizer, policy, setup)
     key = jax.random.key(setup.seed)
 
-    def state_of(policy_params, value_params, key):
-        params = {"policy": policy_params, "value": value_params}
-        return initial_state(params, tx, key, **initial_extra(config.ppo, policy_params))
-
-    def init(key):
-        return state_of(policy.init(key), (head or scalar).init(jax.random.fold_in(key, 2)), jax.random.fold_in(key, 1))
-
     def start(state):
         @jax.jit
         def begin(first, reward, key):
             copy = jax.tree.map(jnp.copy, first)  # what gets updated must not be buffers that others hold
             own = _first_values(scalar, first, reward) if head is None else head.init(jax.random.key(0))
-            return state_of(copy, own, jax.random.wrap_key_data(key))
+            return _state(config, tx, copy, own, jax.random.wrap_key_data(key))
 
         return begin(first, reward, state.key)
 
     def data(position):
         batch = batch_at(prompts, position, config.ppo.prompts, setup.seed)
-        n_rows = config.ppo.prompts * config.ppo.ptx_rows
-        ptx = pretrain is not None and config.ppo.ptx_coefficient > 0
-        rows = None if not ptx else batch_at(pretrain, position, n_rows, setup.seed + 1)
+        n_rows, _ = _ptx(config)
+        rows = batch_at(pretrain, position, n_rows, setup.seed + 1) if n_rows else None
         return PpoBatch(prompts=batch, pretrain=rows)
 
     sampling = SamplingConfig(max_new_tokens=config.ppo.response_tokens, temperature=config.ppo.temperature)
@@ -117,7 +110,6 @@ def build(config: PpoTask, setup: Setup) -> Task:
         assert answer is not None
         return replace(batch, prompts=answer(state.params["policy"], state.frozen, batch.prompts, key, position))
 
-    about = {"policy": policy, "scalar": scalar, "head": head, "config": config.ppo}
     examination = Examination(config, setup, tokenizer, policy, scalar, frozen_models, heldout, sampling, name="ppo")
 
     def finish(state):
@@ -131,20 +123,103 @@ def build(config: PpoTask, setup: Setup) -> Task:
         return state, found | {"kl_target_nats": config.ppo.kl_target, "policy_weights": served}
 
     return Task(
-        init=init,
+        init=made.init,
         start=start,
         data=data,
         answered=None if answer is None else answered,
-        collect=partial(collect, **about, end_id=tokenizer.end_id),
+        collect=made.collect,
         frozen_models=frozen_models,
-        step=partial(ppo_step, **about, optimizer=tx),
-        updates_per_batch=config.ppo.updates,
+        step=made.step,
+        updates_per_batch=made.updates_per_batch,
         evaluate=lambda state: examination.brief(served_policy(state), key),
         finish=finish,
         tokens="ppo/tokens",
         loss="ppo/score",
         data_fingerprint=f"{prompts.tokens_BP.shape[0]}-{tokenizer.fingerprint[:16]}",
     )
+
+
+def outline(config: PpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
+    """The task without its prompts and with models that were never trained.
+
+    Answers that a program scores are drawn before `collect` and are no part of it.
+
+    Args:
+        config: the task's settings.
+        setup: of the stage.
+        end_id: the end-of-turn token; which one makes no difference to the size of the program.
+
+    Raises:
+        ValueError: the numbers of prompts, updates and steps do not go together.
+    """
+    if setup.batch_size != config.ppo.prompts:
+        raise ValueError(
+            f"batch_size {setup.batch_size} differs from task.ppo.prompts {config.ppo.prompts}: make them equal"
+        )
+    if setup.steps % config.ppo.updates:
+        raise ValueError(f"steps {setup.steps} is no multiple of the {config.ppo.updates} updates made on each rollout")
+    policy, scalar, head, tx = _models(config, setup)
+    about = {"policy": policy, "scalar": scalar, "head": head, "config": config.ppo}
+    ppo, value = config.ppo, head or scalar
+
+    def init(key):
+        value_params = value.init(jax.random.fold_in(key, 2))
+        return _state(config, tx, policy.init(key), value_params, jax.random.fold_in(key, 1))
+
+    def frozen_models(key):
+        reference = _reference(config, policy.init(key), policy)
+        return {"reference": reference} | fresh_reward(config.reward_from, scalar, key)
+
+    ptx_rows, row_tokens = _ptx(config)
+    given = None if config.reward_program is None else (ppo.prompts, ppo.response_tokens)
+    tokens = ppo.prompts * (config.prompt_tokens + ppo.response_tokens)
+    step_flops, collect_flops = _flops(config, setup, tokens)
+    return Outline(
+        init=init,
+        step=partial(ppo_step, **about, optimizer=tx),
+        batch=PpoBatch(
+            prompts=abstract_prompts(ppo.prompts, config.prompt_tokens, given=given),
+            pretrain=abstract_rows(ptx_rows, row_tokens) if ptx_rows else None,
+        ),
+        collect=partial(collect, **about, end_id=end_id),
+        frozen_models=frozen_models,
+        updates_per_batch=ppo.updates,
+        step_tokens=(tokens + ptx_rows * row_tokens) // ppo.minibatches,
+        step_flops=step_flops,
+        collect_tokens=tokens,
+        collect_flops=collect_flops,
+    )
+
+
+def _flops(config: PpoTask, setup: Setup, tokens: int) -> tuple[float, float]:
+    """Model FLOPs of an update and of a rollout over `tokens` positions."""
+    ppo, model = config.ppo, setup.model
+    length = config.prompt_tokens + ppo.response_tokens
+    policy, judge = (model.forward_flops_per_token(length, scalar=scalar) for scalar in (False, True))
+    value = judge if ppo.value_model == "separate" else 0.0
+    rows, row_tokens = _ptx(config)
+    step = 3 * tokens * (policy + value) + rows * row_tokens * model.train_flops_per_token(row_tokens)
+    drawing = policy + judge if config.reward_program is None else 0.0  # sampling, reward
+    return step / ppo.minibatches, tokens * (drawing + 2 * policy + value)  # sampling policy, reference
+
+
+def _ptx(config: PpoTask) -> tuple[int, int]:
+    """(pre-training rows of a rollout's updates, tokens of each); 0 without PPO-ptx."""
+    if config.pretrain is None or config.ppo.ptx_coefficient == 0:
+        return 0, 0
+    return config.ppo.prompts * config.ppo.ptx_rows, config.pretrain.row_tokens
+
+
+def _models(config: PpoTask, setup: Setup) -> tuple[Model, ScalarModel, ValueHead | None, optax.GradientTransformation]:
+    """(policy, reward and value model, value head if there is one, optimizer)."""
+    policy, scalar = language_model(setup.model), scalar_model(setup.model)
+    head = value_head(setup.model) if config.ppo.value_model == "head" else None
+    return policy, scalar, head, _optimizers(config, setup, {"policy": policy, "value": head or scalar})
+
+
+def _state(config: PpoTask, tx: Any, policy_params: Params, value_params: Params, key: jax.Array) -> TrainState:
+    params = {"policy": policy_params, "value": value_params}
+    return initial_state(params, tx, key, **initial_extra(config.ppo, policy_params))
 
 
 def _first_values(scalar: Any, policy_params: Params, reward: dict[str, Any]) -> Params:

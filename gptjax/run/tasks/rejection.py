@@ -15,7 +15,7 @@ from gptjax.eval.best_of_n import best_of_n_kl
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.run.progress import status
-from gptjax.run.task import Setup, Task
+from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks import sft
 from gptjax.run.tasks.asked import asked_prompts
 from gptjax.run.tasks.judge import Judge
@@ -64,20 +64,7 @@ def build(config: RejectionTask, setup: Setup) -> Task:
     if not about.exists():  # written last
         figures = draw_winners(config, setup, winners)
         write_atomically(about, json.dumps(figures, indent=1))
-    tuning = sft.build(
-        sft.SftTask(
-            start_from=config.policy_from,
-            conversations=winners,
-            heldout_fraction=config.heldout_fraction,
-            turns="last",
-            row_tokens=config.row_tokens,
-            loss_chunks=config.loss_chunks,
-            prompt_tokens=config.prompt_tokens,
-            answer_tokens=config.answer_tokens,
-            heldout_prompts=config.heldout_prompts,
-        ),
-        setup,
-    )
+    tuning = sft.build(_tuning(config, winners), setup)
     drawn = json.loads(about.read_text(encoding="utf-8"))
 
     def finish(state):
@@ -85,6 +72,25 @@ def build(config: RejectionTask, setup: Setup) -> Task:
         return state, found | drawn
 
     return dataclasses.replace(tuning, finish=finish)
+
+
+def outline(config: RejectionTask, setup: Setup) -> Outline:
+    """The fine-tuning without its winners; drawing them is sampling, which happens once, before it."""
+    return sft.outline(_tuning(config, None), setup)
+
+
+def _tuning(config: RejectionTask, winners: Path | None) -> sft.SftTask:
+    return sft.SftTask(
+        start_from=config.policy_from,
+        conversations=winners,
+        heldout_fraction=config.heldout_fraction,
+        turns="last",
+        row_tokens=config.row_tokens,
+        loss_chunks=config.loss_chunks,
+        prompt_tokens=config.prompt_tokens,
+        answer_tokens=config.answer_tokens,
+        heldout_prompts=config.heldout_prompts,
+    )
 
 
 def draw_winners(config: RejectionTask, setup: Setup, path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gptjax.data.candidates import epoch_rows, packed, rows_needed
 from gptjax.data.labeler import SimulatedLabeler
@@ -24,14 +25,14 @@ from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import optimizer
 from gptjax.run.mesh import batch_rows, put
 from gptjax.run.progress import status
-from gptjax.run.task import Setup, Task
-from gptjax.run.tasks.comparisons import permuted, simulated_comparisons, write_comparisons
+from gptjax.run.task import Outline, Setup, Task
+from gptjax.run.tasks.comparisons import MOST, permuted, simulated_comparisons, write_comparisons
 from gptjax.run.tasks.reward_figures import Judged, Rows, brief, data_figures, demonstrations, full, sampled_rows
 from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, sampler
 from gptjax.train.normalise import zero_mean, zero_mean_unit_std
 from gptjax.train.reward import RewardConfig, candidate_scores, reward_step
 from gptjax.train.update import initial_state
-from gptjax.types import TrainState
+from gptjax.types import PackedCandidates, RatingBatch, RewardBatch, ScalarModel, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +100,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
     row_tokens = config.row_tokens or longest
     pack = partial(packed, row_tokens=row_tokens, multiple=batch_rows(setup.mesh))
     train_rows = epoch_rows(rows, setup.batch_size, setup.seed, row_tokens)
-    model = scalar_model(setup.model)
-    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    made, (model, tx) = outline(config, setup), _model(setup)
     place = partial(put, mesh=setup.mesh)
 
     @jax.jit
@@ -139,10 +139,10 @@ def build(config: RewardTask, setup: Setup) -> Task:
         return dataclasses.replace(state, extra=state.extra | extra), found | norm | data
 
     return Task(
-        init=lambda key: _state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        init=made.init,
         start=start,
         data=lambda position: pack(batch_at(rows, position, setup.batch_size, setup.seed), rows=train_rows),
-        step=partial(reward_step, model=model, optimizer=tx, config=config.reward),
+        step=made.step,
         evaluate=evaluate,
         finish=finish,
         tokens="reward/tokens",
@@ -150,6 +150,38 @@ def build(config: RewardTask, setup: Setup) -> Task:
         flops_per_token=setup.model.train_flops_per_token(row_tokens, scalar=True),
         data_fingerprint=_fingerprint(rows),
     )
+
+
+def outline(config: RewardTask, setup: Setup) -> Outline:
+    """The task without its comparisons: as many candidates as simulated ones have, all as long as they may be."""
+    model, tx = _model(setup)
+    longest, candidates = config.prompt_tokens + config.answer_tokens, setup.batch_size * MOST
+    row_tokens = config.row_tokens or longest
+    multiple = batch_rows(setup.mesh)
+    n_rows = -(-candidates // (row_tokens // longest * multiple)) * multiple
+    rows_BT = jax.ShapeDtypeStruct((n_rows, row_tokens), jnp.int32)
+    counts_BC, scores_BC = (jax.ShapeDtypeStruct((setup.batch_size, MOST), dtype) for dtype in (jnp.int32, jnp.float32))
+    about: dict[str, Any] = {"tokens_BCT": None, "lengths_BC": counts_BC}
+    if config.reward.objective == "rating":
+        judged = RatingBatch(**about, ratings_BC=scores_BC, weights_BC=scores_BC)
+    else:
+        judged = RewardBatch(**about, ranks_BC=counts_BC)
+    batch = PackedCandidates(
+        tokens_BT=rows_BT, segments_BT=rows_BT, positions_BT=rows_BT, last_BC=counts_BC, judged=judged
+    )
+    tokens = n_rows * row_tokens
+    return Outline(
+        init=lambda key: _state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        step=partial(reward_step, model=model, optimizer=tx, config=config.reward),
+        batch=batch,
+        step_tokens=tokens,
+        step_flops=tokens * setup.model.train_flops_per_token(row_tokens, scalar=True),
+    )
+
+
+def _model(setup: Setup) -> tuple[ScalarModel, optax.GradientTransformation]:
+    model = scalar_model(setup.model)
+    return model, optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
 
 
 def comparisons(

@@ -17,12 +17,17 @@ from gptjax.data.prompts import prompt_batch
 from gptjax.data.python_questions import questions
 from gptjax.eval.perplexity import heldout_loss
 from gptjax.generate.engine import SamplingConfig
-from gptjax.model.pure import language_model
-from gptjax.optim.optimizer import optimizer
 from gptjax.run.mesh import put
 from gptjax.run.progress import status
-from gptjax.run.task import Setup, Task
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, sampler, started
+from gptjax.run.task import Outline, Setup, Task
+from gptjax.run.tasks.upstream import (
+    abstract_rows,
+    check_model,
+    inherited_tokenizer,
+    sampler,
+    started,
+    trained_model,
+)
 from gptjax.train.lm import lm_sums
 from gptjax.train.sft import sft_step
 from gptjax.train.update import initial_state
@@ -66,8 +71,7 @@ def build(config: SftTask, setup: Setup) -> Task:
     )
     if config.reduction == "example":
         rows = weighted_by_segment(rows)
-    model = language_model(setup.model)
-    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    made, (model, tx) = outline(config, setup), trained_model(setup)
     sums = jax.jit(partial(lm_sums, model=model, loss_chunks=config.loss_chunks))
     place = partial(put, mesh=setup.mesh)
     sampling = SamplingConfig(max_new_tokens=config.answer_tokens)
@@ -99,18 +103,30 @@ def build(config: SftTask, setup: Setup) -> Task:
             "answers": table[:20],
         }
 
-    step = partial(sft_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=setup.model.dropout > 0)
     return Task(
-        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        init=made.init,
         start=started(model, tx, setup, config.start_from),
         data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed),
-        step=step,
+        step=made.step,
         evaluate=evaluate,
         finish=finish,
         tokens="sft/row_tokens",
         loss="sft/nats_per_token",
         flops_per_token=setup.model.train_flops_per_token(config.row_tokens),
         data_fingerprint=f"{_fingerprint(rows)}-{tokenizer.fingerprint[:16]}",
+    )
+
+
+def outline(config: SftTask, setup: Setup) -> Outline:
+    """The task without its conversations."""
+    model, tx = trained_model(setup)
+    dropout, tokens = setup.model.dropout > 0, setup.batch_size * config.row_tokens
+    return Outline(
+        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        step=partial(sft_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=dropout),
+        batch=abstract_rows(setup.batch_size, config.row_tokens),
+        step_tokens=tokens,
+        step_flops=tokens * setup.model.train_flops_per_token(config.row_tokens),
     )
 
 

@@ -17,12 +17,13 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer, answers
 from gptjax.generate.engine import SamplingConfig, generate
 from gptjax.model.config import ModelConfig
-from gptjax.model.pure import scalar_model
+from gptjax.model.pure import language_model, scalar_model
+from gptjax.optim.optimizer import optimizer
 from gptjax.run.checkpoint import load_model
 from gptjax.run.mesh import batch_rows, put
 from gptjax.run.task import Setup
 from gptjax.train.update import initial_state
-from gptjax.types import Model, Params, PromptBatch, ScalarModel, TrainState
+from gptjax.types import Drawn, LmBatch, Model, Params, PromptBatch, ScalarModel, TrainState
 
 
 def inherited_tokenizer(folder: Path, setup: Setup) -> Tokenizer:
@@ -38,6 +39,9 @@ def inherited_tokenizer(folder: Path, setup: Setup) -> Tokenizer:
     return Tokenizer.load(own)
 
 
+_HOW = ("dropout", "dtype", "remat", "unroll", "attention", "spread_norms")  # how a model is computed, not what it is
+
+
 def check_model(folder: Path, config: ModelConfig) -> None:
     """Raise ValueError if the stage in `folder` trained a model of other sizes than `config`."""
     path = folder / "model.json"
@@ -45,11 +49,7 @@ def check_model(folder: Path, config: ModelConfig) -> None:
         raise ValueError(f"{path} is missing: {folder} is not the folder of a trained stage")
     theirs = json.loads(path.read_text())
     mine = vars(config)
-    sizes = [
-        name
-        for name in theirs
-        if name not in ("dropout", "dtype", "remat", "unroll") and theirs[name] != mine.get(name)
-    ]
+    sizes = [name for name in theirs if name not in _HOW and theirs[name] != mine.get(name)]
     if sizes:
         listed = ", ".join(f"model.{name} {theirs[name]} there, {mine.get(name)} here" for name in sizes)
         raise ValueError(f"the model in {folder} differs from this experiment's: {listed}")
@@ -73,6 +73,13 @@ def reward_model(reward_from: str | None, setup: Setup) -> dict[str, Any]:
     check_model(folder, setup.model)
     reward, norm = load_params(scalar_model(setup.model), folder, setup.mesh, ("reward_gain", "reward_bias"))
     return {"reward": reward} | norm
+
+
+def fresh_reward(reward_from: str | None, scalar: ScalarModel, key: jax.Array) -> dict[str, Any]:
+    """What `reward_model` gives, never trained."""
+    if reward_from is None:
+        return {}
+    return {"reward": scalar.init(key), "reward_gain": jnp.ones(()), "reward_bias": jnp.zeros(())}
 
 
 def load_policy(model: Model, folder: Path, mesh: Mesh) -> Params:
@@ -99,6 +106,39 @@ def _abstract(model: Model | ScalarModel, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     return jax.tree.map(struct, jax.eval_shape(model.init, jax.random.key(0)), model.letters)
+
+
+def trained_model(setup: Setup) -> tuple[Model, optax.GradientTransformation]:
+    """The language model that a stage trains, and its optimizer."""
+    model = language_model(setup.model)
+    return model, optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+
+
+def abstract_rows(rows: int, tokens: int) -> LmBatch:
+    """The shapes of a batch of packed rows."""
+    whole = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
+    weights = jax.ShapeDtypeStruct((rows, tokens), jnp.float32)
+    return LmBatch(
+        tokens_BT=whole, targets_BT=whole, segments_BT=whole, positions_BT=whole, weights_BT=weights
+    )  # fmt: skip
+
+
+def abstract_prompts(prompts: int, tokens: int, *, given: tuple[int, int] | None = None) -> PromptBatch:
+    """The shapes of a batch of left-padded prompts; given: (answers, tokens of each) that come with their scores."""
+    answers = None
+    if given is not None:
+        logp_BR = jax.ShapeDtypeStruct(given, jnp.float32)
+        answers = Drawn(
+            tokens_BR=jax.ShapeDtypeStruct(given, jnp.int32),
+            mask_BR=jax.ShapeDtypeStruct(given, jnp.bool),
+            logp_sampler_BR=logp_BR,
+            scores_B=jax.ShapeDtypeStruct(given[:1], jnp.float32),
+        )
+    return PromptBatch(
+        tokens_BP=jax.ShapeDtypeStruct((prompts, tokens), jnp.int32),
+        lengths_B=jax.ShapeDtypeStruct((prompts,), jnp.int32),
+        drawn=answers,
+    )
 
 
 def started(

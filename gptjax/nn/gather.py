@@ -1,0 +1,56 @@
+"""Arrays made whole for use and cut again: parameters over `fsdp`, the residual stream over `tensor`.
+
+Types say which sums are still open ("unreduced") or will be in the gradient ("reduced"), so that each is closed by one
+reduce-scatter in place of an all-reduce whose result is thrown away in part.
+"""
+
+import jax
+from jax.sharding import PartitionSpec
+
+from gptjax import dims
+
+_SUMMED = ("data", "fsdp", "expert", "context")  # axes along which rows and positions, hence gradients, are spread
+
+
+def gathered(x: jax.Array, letters: str) -> jax.Array:
+    """A matrix's value in the layout of its use; one that is whole already stays as it is.
+
+    The gradient is summed over rows and positions by one reduce-scatter over `fsdp`, and only the piece that stays
+    crosses `data`; left to itself XLA may sum all of it everywhere, which takes twice the bytes over `fsdp`.
+
+    Args:
+        x: float[letters], laid out as `dims.param_spec(letters)` or as `dims.gathered_spec(letters)`.
+        letters: its dimensions.
+    """
+    stored, whole = dims.param_spec(letters), dims.gathered_spec(letters)
+    after = PartitionSpec(*whole, reduced=frozenset(_SUMMED))
+    if stored == whole or jax.typeof(x).sharding.spec in (whole, after):
+        return x
+
+    def local(piece):
+        piece = jax.lax.pcast(piece, tuple(axis for axis in _SUMMED if axis != "fsdp"), to="reduced")
+        return jax.lax.all_gather(piece, "fsdp", axis=letters.index("D"), tiled=True, to="reduced")
+
+    return jax.shard_map(local, in_specs=stored, out_specs=after)(x)
+
+
+def gathered_rows(x_BTD: jax.Array) -> jax.Array:
+    """A spread residual stream (see `dims.residual_spec`) whole along T for projections onto heads or hidden units."""
+    after = PartitionSpec(*dims.act_spec("BTD"), reduced=frozenset({"tensor"}))
+
+    def local(x_BTD):
+        return jax.lax.all_gather(x_BTD, "tensor", axis=1, tiled=True, to="reduced")
+
+    return jax.shard_map(local, in_specs=dims.residual_spec(spread=True), out_specs=after)(x_BTD)
+
+
+PARTIAL_ROWS = PartitionSpec(*dims.act_spec("BTD"), unreduced=frozenset({"tensor"}))
+
+
+def scattered_rows(x_BTD: jax.Array) -> jax.Array:
+    """The spread residual stream from partial sums over `tensor`, laid out as PARTIAL_ROWS."""
+
+    def local(x_BTD):
+        return jax.lax.psum_scatter(x_BTD, "tensor", scatter_dimension=1, tiled=True)
+
+    return jax.shard_map(local, in_specs=PARTIAL_ROWS, out_specs=dims.residual_spec(spread=True))(x_BTD)

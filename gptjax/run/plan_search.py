@@ -1,0 +1,112 @@
+"""What to change when a plan does not fit, and a ranking of layouts that do."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gptjax.run.experiment import Experiment
+from gptjax.run.plan import ProgramPlan, plan_experiment
+from gptjax.run.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A change of the experiment, as options of the command line, and what it came to."""
+
+    options: str
+    experiment: Experiment
+    programs: list[ProgramPlan]
+
+    @property
+    def missing(self) -> int:
+        """Bytes by which the largest program exceeds the device."""
+        return max(program.memory.missing for program in self.programs)
+
+    @property
+    def peak(self) -> int:
+        """Bytes on a device of the largest program."""
+        return max(program.memory.peak for program in self.programs)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """At best, of the last program; None for unknown devices."""
+        last = self.programs[-1]
+        return None if last.roofline is None else last.tokens / last.roofline.fastest
+
+
+def smallest_change(experiment: Experiment, devices: list[Any]) -> Choice | None:
+    """The first of the changes that makes the experiment fit, from those that cost least to those that cost most.
+
+    Each is tried on top of those before it: more recomputation, a spread residual stream, logits in pieces, less batch.
+    """
+    changes = list(_remedies(experiment))
+    with Progress("searching", len(changes)) as progress:
+        for number, (options, changed) in enumerate(changes, 1):
+            try:
+                choice = Choice(options=options, experiment=changed, programs=plan_experiment(changed, devices))
+            except ValueError:
+                continue  # this change does not go with the mesh
+            finally:
+                progress.update(number)
+            if choice.missing == 0:
+                return choice
+    return None
+
+
+def _remedies(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
+    done: list[str] = []
+
+    def note(option: str) -> str:
+        done.append(option)
+        return " ".join(done)
+
+    if experiment.model.remat != "full":
+        experiment = _with_model(experiment, remat="full")
+        yield note("--model.remat full"), experiment
+    if experiment.mesh.tensor > 1 and not experiment.model.spread_norms:
+        experiment = _with_model(experiment, spread_norms=True)
+        yield note("--model.spread-norms"), experiment
+    if getattr(experiment.task, "loss_chunks", 8) < 8:
+        experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, loss_chunks=8))
+        yield note("--task.loss-chunks 8"), experiment
+    if not any(hasattr(experiment.task, name) for name in ("ppo", "grpo")):  # theirs must match other settings
+        for divisor in (2, 4):
+            if experiment.batch_size % divisor == 0:
+                rows = experiment.batch_size // divisor
+                option = " ".join([*done, f"--batch-size {rows}"])
+                yield option, dataclasses.replace(experiment, batch_size=rows)
+
+
+def layouts(experiment: Experiment, devices: int) -> Iterator[tuple[str, Experiment]]:
+    """Meshes of fsdp x tensor with two rematerialisation policies each, as options and experiments."""
+    mesh = experiment.mesh
+    rest = mesh.expert * mesh.context * (mesh.data or 1)
+    for tensor in (1, 2, 4, 8):
+        if devices % (tensor * rest):
+            continue
+        changed = dataclasses.replace(mesh, data=mesh.data or 1, fsdp=devices // (tensor * rest), tensor=tensor)
+        for remat in ("full", "attention"):
+            model = dataclasses.replace(experiment.model, remat=remat, spread_norms=tensor > 1)
+            options = f"--mesh.fsdp {changed.fsdp} --mesh.tensor {tensor} --model.remat {remat}"
+            options += " --model.spread-norms" if tensor > 1 else ""
+            yield options, dataclasses.replace(experiment, mesh=changed, model=model)
+
+
+def ranked(experiment: Experiment, devices: list[Any]) -> list[Choice]:
+    """The layouts that compile, those that fit first, fastest first (on unknown devices: smallest first)."""
+    tried = list(layouts(experiment, len(devices)))
+    found = []
+    with Progress("searching", len(tried)) as progress:
+        for number, (options, changed) in enumerate(tried, 1):
+            try:
+                plans = plan_experiment(changed, devices)
+                found.append(Choice(options=options, experiment=changed, programs=plans))
+            except ValueError:
+                pass  # sizes that this mesh does not divide
+            progress.update(number)
+    return sorted(found, key=lambda choice: (choice.missing > 0, -(choice.tokens_per_second or 0.0), choice.peak))
+
+
+def _with_model(experiment: Experiment, **changes: Any) -> Experiment:
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **changes))

@@ -1,0 +1,134 @@
+"""Plans of small experiments on simulated devices."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from gptjax import cli
+from gptjax.run import plan as module
+from gptjax.run.chips import CHIPS, Chip, chip
+from gptjax.run.load import load_recipe
+from gptjax.run.mesh import MeshConfig, make_mesh
+from gptjax.run.plan import axes_of, plan_experiment, topology_devices
+
+TINY = str(Path(__file__).parent / "plan_tiny.py")
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch):
+    monkeypatch.setattr("gptjax.run.start.start_jax", lambda devices=None: None)
+
+
+def tiny(name="experiment", *overrides):
+    return load_recipe(f"{TINY}:{name}", overrides).stages["run"]
+
+
+@pytest.fixture(scope="module")
+def programs():
+    return plan_experiment(tiny(), topology_devices("cpu:8"))
+
+
+def test_fsdp_gathers_every_matrix_twice_and_scatters_its_gradient_once(programs):
+    # float32 bytes: a block's matrices are 4 D D + 3 D F, of 3 layers; embedding and unembedding are V D each.
+    blocks, table = 3 * (4 * 16 * 16 + 3 * 16 * 32) * 4, 64 * 16 * 4
+    scales = 7 * 16 * 4  # of norms: gathered on each pass, their gradients summed everywhere
+    moved = {row.kind: row for row in programs[0].traffic}
+    assert {row.axes for row in programs[0].traffic} == {"fsdp"}
+    gathered = moved["all-gather"].payload_bytes
+    assert 2 * blocks + 2 * table <= gathered <= 2 * blocks + 2 * table + 2 * scales
+    assert moved["reduce-scatter"].payload_bytes == blocks + 2 * table
+    assert moved["all-reduce"].payload_bytes <= scales + 100
+
+
+def test_arguments_are_split_into_what_they_are(programs):
+    memory = programs[0].memory
+    parameters = 3 * (4 * 16 * 16 + 3 * 16 * 32) + 2 * 64 * 16 + 7 * 16
+    assert memory.parameters == parameters * 4 // 8
+    assert memory.optimizer == 2 * memory.parameters + 4 + 4  # two moments, and two counters of steps
+    assert memory.peak >= memory.parameters + memory.optimizer + memory.temporaries
+
+
+def test_unknown_devices_have_no_predicted_time(programs):
+    assert programs[0].roofline is None
+    assert programs[0].memory.missing == 0
+
+
+@pytest.mark.slow
+def test_a_rollout_and_its_update_are_both_planned():
+    collect, step = plan_experiment(tiny("ppo"), topology_devices("cpu:8"))
+    assert (collect.name, step.name) == ("collect", "step")
+    assert (collect.tokens, step.tokens) == (16 * 16, 8 * 16)
+    assert collect.memory.parameters == step.memory.parameters
+
+
+SMALL = Chip(hbm_bytes=2e5, flops=1e12, hbm_bandwidth=1e11, ici_bandwidth=1e10, ici_dims=1, dcn_bandwidth=1e9)
+
+
+def test_what_does_not_fit_exits_with_code_3_and_says_what_would(monkeypatch, capsys):
+    monkeypatch.setattr(module, "chip", lambda kind: SMALL)
+    argv = ["plan", TINY + ":experiment", "--topology", "cpu:8", "--json", "--batch_size", "16"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 3
+    found = json.loads(capsys.readouterr().out)["cpu:8"]
+    step = found["programs"]["step"]
+    assert step["memory"]["missing"] == step["memory"]["peak"] - 200_000 > 0
+    assert found["remedy"] is None or "--" in found["remedy"]
+    alone = {name: step["roofline"][name] for name in ("compute", "hbm", "ici", "dcn")}
+    assert step["roofline"]["fastest"] == max(alone.values()) == alone[step["roofline"]["binds"]]
+    assert step["tokens_per_second_best"] == pytest.approx(step["tokens"] / max(alone.values()))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--topology", "cpu:9"], "write cpu:N with N up to 8 here"),
+        (["--topology", "cpu:8", "--mesh.fsdp", "3"], "fsdp 3"),
+        (["--topology", "cpu:8", "--slices", "0"], "--slices must be at least 1"),
+        (["--topology", "cpu:8", "--stage", "lm"], "--stage must be one of run"),
+    ],
+)
+def test_a_wrong_option_is_explained(options, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", TINY + ":experiment", *options])
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_members_of_a_group_name_their_axes():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices())
+    assert axes_of((0, 1), mesh) == ("tensor",)
+    assert axes_of((0, 4), mesh) == ("data",)
+    assert axes_of((0, 2, 4, 6), mesh) == ("data", "fsdp")
+
+
+def test_the_table_of_chips_is_the_makers():
+    v5e, v5p = CHIPS["TPU v5 lite"], CHIPS["TPU v5"]
+    assert (v5e.flops, v5p.flops) == (197e12, 459e12)
+    assert 1.5 < v5p.hbm_bytes / v5e.hbm_bytes / 4 < 1.6
+    assert all(c.dcn_bandwidth < c.ici_bandwidth < c.hbm_bandwidth < c.flops for c in CHIPS.values())
+    assert chip("TPU v99") is None
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_the_step_lowers_for_accelerators(platform):
+    mesh = make_mesh(tiny().mesh, jax.devices())
+    [(_, program)] = module._programs(tiny(), mesh)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        exported = jax.export.export(jax.jit(program.function), platforms=(platform,))(*program.arguments)
+    assert exported.platforms == (platform,)
+    assert exported.nr_devices == 8
+
+
+@pytest.mark.slow
+def test_a_tpu_slice_is_planned_with_its_kernel():
+    pytest.importorskip("libtpu")
+    options = ["--mesh.fsdp", "4", "--mesh.tensor", "2", "--model.spread-norms", "--model.dtype", "bfloat16"]
+    options += ["--task.row-tokens", "256", "--model.max-length", "256"]
+    [step] = plan_experiment(tiny("experiment", *options), topology_devices("v5e:2x4"))
+    assert step.memory.capacity == 16 * 2**30
+    assert step.roofline is not None
+    kinds = {(row.kind, row.axes) for row in step.traffic}
+    assert {("all-gather", "fsdp"), ("reduce-scatter", "fsdp"), ("reduce-scatter", "tensor")} <= kinds
