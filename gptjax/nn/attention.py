@@ -12,29 +12,44 @@ from gptjax import dims
 
 
 def attention_mask(
-    q_segments_BT: jax.Array, kv_segments_BS: jax.Array, q_offset: jax.Array | int, *, causal: bool
+    q_segments_BT: jax.Array,
+    kv_segments_BS: jax.Array,
+    q_offset: jax.Array | int,
+    *,
+    causal: bool,
+    window: int | None = None,
 ) -> jax.Array:
-    """Which positions may be attended: same document, not padding and, if causal, not later.
+    """Which positions may be attended: same document, not padding, near enough and, if causal, not later.
 
     Args:
         q_segments_BT: i32[B, T], document of each query; 0 = padding.
         kv_segments_BS: i32[B, S], document of each key; 0 = padding or an empty cache slot.
         q_offset: index of the first query on the axis of the keys.
         causal: forbid keys with a larger index than the query's.
+        window: forbid keys whose index differs by this or more (None: none).
 
     Returns:
         bool[B, T, S]; a padded query attends nothing.
     """
-    same_BTS = (q_segments_BT[:, :, None] == kv_segments_BS[:, None, :]) & (q_segments_BT > 0)[:, :, None]
-    if not causal:
-        return same_BTS
+    mask_BTS = (q_segments_BT[:, :, None] == kv_segments_BS[:, None, :]) & (q_segments_BT > 0)[:, :, None]
+    if not causal and window is None:
+        return mask_BTS
     q_T = jnp.arange(q_segments_BT.shape[1]) + q_offset
     s_S = jnp.arange(kv_segments_BS.shape[1])
-    return same_BTS & (s_S[None, None, :] <= q_T[None, :, None])
+    ahead_1TS = (s_S[None, :] - q_T[:, None])[None]
+    if causal:
+        mask_BTS &= ahead_1TS <= 0
+    return mask_BTS if window is None else mask_BTS & (jnp.abs(ahead_1TS) < window)
 
 
 def reference_kernel(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, *, scale: float
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BTS: jax.Array,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
 ) -> jax.Array:
     """Softmax attention with grouped queries; scores and softmax in at least float32.
 
@@ -44,6 +59,7 @@ def reference_kernel(
         v_BSKH: float[B, S, K, H].
         mask_BTS: bool[B, T, S].
         scale: factor on the scores.
+        soft_cap: scores become soft_cap * tanh(score / soft_cap) (None: they stay; Gemma 2, arXiv:2408.00118).
 
     Returns:
         float[B, T, N, H] in q's dtype; 0 where a query attends nothing.
@@ -53,6 +69,8 @@ def reference_kernel(
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     q_BTKGH = (q_BTNH * scale).reshape(batch, length, kv_heads, heads // kv_heads, width)
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=dtype)
+    if soft_cap is not None:
+        scores_BKGTS = soft_cap * jnp.tanh(scores_BKGTS / soft_cap)
     mask_B11TS = mask_BTS[:, None, None]
     scores_BKGTS = jnp.where(mask_B11TS, scores_BKGTS, jnp.finfo(dtype).min)
     weights_BKGTS = jnp.where(mask_B11TS, jax.nn.softmax(scores_BKGTS, axis=-1), 0.0).astype(q_BTNH.dtype)
@@ -70,6 +88,8 @@ def attention(
     causal: bool,
     q_offset: jax.Array | int = 0,
     decoding: bool = False,
+    window: int | None = None,
+    soft_cap: float | None = None,
 ) -> jax.Array:
     """Attention over a mesh: rows, query positions and heads stay in place, keys are gathered over `context`.
 
@@ -82,6 +102,8 @@ def attention(
         causal: forbid keys with a larger index than the query's.
         q_offset: index of query 0 on the axis of the keys (the cache position while decoding).
         decoding: queries are not spread over `context`.
+        window: keys whose index differs by this or more are forbidden (None: none).
+        soft_cap: scores become soft_cap * tanh(score / soft_cap) (None: they stay).
 
     Returns:
         float[B, T, N, H] in q's dtype and layout.
@@ -90,8 +112,9 @@ def attention(
     def local(q_BTNH, k_BSKH, v_BSKH, q_segments_BT, kv_segments_BS, q_offset):
         if not decoding:
             q_offset = q_offset + jax.lax.axis_index("context") * q_BTNH.shape[1]
-        mask_BTS = attention_mask(q_segments_BT, kv_segments_BS, q_offset, causal=causal)
-        return reference_kernel(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=q_BTNH.shape[-1] ** -0.5)
+        mask_BTS = attention_mask(q_segments_BT, kv_segments_BS, q_offset, causal=causal, window=window)
+        scale = q_BTNH.shape[-1] ** -0.5
+        return reference_kernel(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale, soft_cap=soft_cap)
 
     q_spec = dims.act_spec("BTNH", decoding=decoding)
     kv_spec = dims.act_spec("BSKH")
