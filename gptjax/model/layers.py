@@ -1,32 +1,19 @@
 """One block of the Transformer, declared for all layers at once: each parameter has a leading L to scan over."""
 
-from typing import Any, Literal
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import reshard
 
 from gptjax import dims
 from gptjax.model.config import ModelConfig
+from gptjax.model.moe import Moe
+from gptjax.model.parameters import declare, use
 from gptjax.nn.attention import attention
+from gptjax.nn.context import ring_attention
+from gptjax.nn.experts import activated
 from gptjax.nn.norm import layer_norm, rms_norm
 from gptjax.nn.rope import rotate
-from gptjax.types import Cache
-
-Role = Literal["matrix", "bias", "norm", "embedding"]
-
-
-def declare(config: ModelConfig, letters: str, role: Role, *, mean: float = 0.0, std: float = 0.0) -> nnx.Param:
-    """A parameter without a value yet: its shape, layout letters, role and initial distribution."""
-    dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
-    struct = jax.ShapeDtypeStruct(dims.shape(letters, config.sizes), dtype)
-    return nnx.Param(struct, letters=letters, role=role, mean=mean, std=std)
-
-
-def use(param: nnx.Param, letters: str, dtype: Any) -> jax.Array:
-    """The parameter in the compute dtype, gathered over `fsdp` (cast first: half the bytes travel)."""
-    return reshard(param.get_value().astype(dtype), dims.gathered_spec(letters))
+from gptjax.types import Cache, RouterSums
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, letters: str) -> jax.Array:
@@ -71,16 +58,26 @@ class Attention(nnx.Module):
         q_spec, kv_spec = (dims.act_spec(letters, decoding=decoding) for letters in ("BTNH", "BTKH"))
         dtype = h_BTD.dtype
         q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD, use(self.wq_DNH, "DNH", dtype), out_sharding=q_spec)
-        k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, use(self.wk_DKH, "DKH", dtype), out_sharding=kv_spec)
-        v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, use(self.wv_DKH, "DKH", dtype), out_sharding=kv_spec)
+        wk_DKH, wv_DKH = (self._spread(use(w, "DKH", dtype), "DKH") for w in (self.wk_DKH, self.wv_DKH))
+        k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, wk_DKH, out_sharding=kv_spec)
+        v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, wv_DKH, out_sharding=kv_spec)
         if self.bq_NH is not None and self.bk_KH is not None and self.bv_KH is not None:
             q_BTNH += use(self.bq_NH, "NH", dtype)[None, None]
-            k_BTKH += use(self.bk_KH, "KH", dtype)[None, None]
-            v_BTKH += use(self.bv_KH, "KH", dtype)[None, None]
+            k_BTKH += self._spread(use(self.bk_KH, "KH", dtype), "KH")[None, None]
+            v_BTKH += self._spread(use(self.bv_KH, "KH", dtype), "KH")[None, None]
         if self.config.positions == "rotary":
             q_BTNH = rotate(q_BTNH, positions_BT, theta=self.config.rope_theta)
             k_BTKH = rotate(k_BTKH, positions_BT, theta=self.config.rope_theta)
         return q_BTNH, k_BTKH, v_BTKH
+
+    def _spread(self, w: jax.Array, letters: str) -> jax.Array:
+        """The weights of key-value heads with each head repeated as often as the mesh's `tensor` axis needs."""
+        dim, copies = letters.index("K"), dims.kv_copies(self.config.sizes["K"])
+        if copies == 1:
+            return w
+        repeated = jnp.broadcast_to(jnp.expand_dims(w, dim + 1), (*w.shape[: dim + 1], copies, *w.shape[dim + 1 :]))
+        shape = (*w.shape[:dim], w.shape[dim] * copies, *w.shape[dim + 1 :])
+        return jnp.reshape(repeated, shape, out_sharding=dims.gathered_spec(letters, shape))
 
     def project(self, o_BTNH: jax.Array, *, decoding: bool) -> jax.Array:
         out_spec = dims.act_spec("BTD", decoding=decoding)
@@ -105,13 +102,10 @@ class Mlp(nnx.Module):
         f_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_in_DF, "DF", dtype), out_sharding=hidden_spec)
         if self.b_in_F is not None:
             f_BTF += use(self.b_in_F, "F", dtype)[None, None]
+        gate_BTF = None
         if self.w_gate_DF is not None:
             gate_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_gate_DF, "DF", dtype), out_sharding=hidden_spec)
-            f_BTF = jax.nn.silu(gate_BTF) * f_BTF
-        elif self.config.activation == "relu2":
-            f_BTF = jnp.square(jax.nn.relu(f_BTF))
-        else:
-            f_BTF = jax.nn.gelu(f_BTF)
+        f_BTF = activated(f_BTF, gate_BTF, self.config.activation)
         out_BTD = jnp.einsum("BTF,FD->BTD", f_BTF, use(self.w_out_FD, "FD", dtype), out_sharding=out_spec)
         return out_BTD if self.b_out_D is None else out_BTD + use(self.b_out_D, "D", dtype)[None, None]
 
@@ -124,7 +118,7 @@ class Block(nnx.Module):
         self.attention_norm = Norm(config, "L")
         self.attention = Attention(config)
         self.mlp_norm = Norm(config, "L")
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(config) if config.experts is None else Moe(config)
 
     def __call__(
         self,
@@ -134,15 +128,22 @@ class Block(nnx.Module):
         *,
         causal: bool,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The block's output and its keys and values, for a cache."""
+    ) -> tuple[jax.Array, jax.Array, jax.Array, RouterSums | None]:
+        """The block's output, its keys and values for a cache, and what its router has to say."""
         q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(self.attention_norm(h_BTD), positions_BT, decoding=False)
-        o_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, causal=causal)
+        attend = ring_attention if self.config.context_attention == "ring" else attention
+        o_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, causal=causal)
         keys = (None, None) if key is None else jax.random.split(key)
         rate = self.config.dropout
         h_BTD += dropout(self.attention.project(o_BTNH, decoding=False), rate, keys[0], "BTD")
-        h_BTD += dropout(self.mlp(self.mlp_norm(h_BTD), decoding=False), rate, keys[1], "BTD")
-        return h_BTD, k_BTKH, v_BTKH
+        out_BTD, router = self._mlp(self.mlp_norm(h_BTD), segments_BT > 0, decoding=False)
+        h_BTD += dropout(out_BTD, rate, keys[1], "BTD")
+        return h_BTD, k_BTKH, v_BTKH, router
+
+    def _mlp(self, h_BTD: jax.Array, real_BT: jax.Array, *, decoding: bool) -> tuple[jax.Array, RouterSums | None]:
+        if isinstance(self.mlp, Moe):
+            return self.mlp(h_BTD, real_BT, decoding=decoding)
+        return self.mlp(h_BTD, decoding=decoding), None
 
     def decode(
         self,
@@ -167,4 +168,5 @@ class Block(nnx.Module):
         )
         o_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True)
         h_BTD += self.attention.project(o_BTNH, decoding=True)
-        return h_BTD + self.mlp(self.mlp_norm(h_BTD), decoding=True), cache
+        out_BTD, _ = self._mlp(self.mlp_norm(h_BTD), here_BT > 0, decoding=True)
+        return h_BTD + out_BTD, cache

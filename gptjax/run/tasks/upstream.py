@@ -84,7 +84,7 @@ _POLICY_PLACES: dict[str | None, tuple[str, ...]] = {
 
 def _abstract(model: Model | ScalarModel, mesh: Mesh) -> Any:
     def struct(shape: jax.ShapeDtypeStruct, letters: str) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, dims.param_spec(letters))
+        sharding = NamedSharding(mesh, dims.param_spec(letters, shape.shape))
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     return jax.tree.map(struct, jax.eval_shape(model.init, jax.random.key(0)), model.letters)
