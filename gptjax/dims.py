@@ -73,6 +73,16 @@ def _whole_heads(letters: str, shape: Sequence[int] | None) -> dict[str, None]:
     return {"K": None}
 
 
+def residual_spec(*, spread: bool, decoding: bool = False) -> PartitionSpec:
+    """The layout of the residual stream "BTD": as `act_spec` or, if `spread`, with T over `tensor` too.
+
+    While decoding T is a single position, which is never spread.
+    """
+    if not spread or decoding:
+        return act_spec("BTD", decoding=decoding)
+    return PartitionSpec(BATCH_AXES, ("context", "tensor"), None)
+
+
 def act_spec(letters: str, *, decoding: bool = False) -> PartitionSpec:
     """The layout of an activation: "BTNH" -> P(("data", "fsdp", "expert"), "context", "tensor", None).
 

@@ -221,6 +221,8 @@ class Model:
     prefill(params, frozen, tokens_BT, segments_BT, positions_BT, *, slots) -> (cache, h_BTD)
     decode(params, frozen, cache, token_BT, segments_BS, positions_BT, index) -> (cache, h_BTD), T = 1
     gather(params) -> params in the compute dtype and gathered over `fsdp`, for many decoding steps
+    gather_unembedding(params) -> params for `unembed`, rounded to the compute dtype and gathered over `fsdp` but kept
+    in their own dtype: over the pieces of a loss their gradient adds up in it, and crosses the network once
     roles: matrix, bias, norm or embedding for each parameter.  letters: its dimensions (see gptjax.dims).
     """
 
@@ -230,6 +232,7 @@ class Model:
     prefill: Callable[..., Any]
     decode: Callable[..., Any]
     gather: Callable[[Params], Params]
+    gather_unembedding: Callable[[Params], Params] = lambda params: params
     roles: Params
     letters: Params
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from gptjax.nn.kernels import Kernel
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -15,7 +17,13 @@ class ModelConfig:
     bias: biases in projections; experts have none.  tied: the embedding is also the unembedding.
     dropout: rate on residual branches.
     dtype: of activations and matmuls; parameters are float32 (float64 when JAX runs in 64 bits and dtype is float64).
-    remat: what the backward pass recomputes: nothing (none), all but matmul results (matmuls), the whole block (full).
+    remat: what the backward pass recomputes of a block: nothing (none), all but matmul results (matmuls), all but
+    attention's result (attention), everything (full).
+    attention: the kernel: reference, splash (TPU), cudnn (NVIDIA GPU), or auto: whichever of them suits the platform.
+    window: a token attends itself and the window - 1 tokens before it (None: all of its document so far).
+    soft_cap: attention scores become soft_cap * tanh(score / soft_cap) (None: they stay).
+    spread_norms: between attention and MLP, and where remat keeps it, a row is spread over `tensor` too (sequence
+    parallelism, arXiv:2205.05198): 1 / tensor of the memory, the same bytes on the network.
     context_attention: how rows spread over the mesh's `context` axis attend: gather (every device gets the keys and
     values of whole rows) or ring (they travel, and memory falls with the axis; see gptjax.nn.context).
     experts: MLPs of which a router chooses experts_per_token for each token (None: one MLP serves all; see
@@ -42,7 +50,11 @@ class ModelConfig:
     tied: bool = True
     dropout: float = 0.0
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    remat: Literal["none", "matmuls", "full"] = "none"
+    remat: Literal["none", "matmuls", "attention", "full"] = "none"
+    attention: Kernel = "auto"
+    window: int | None = None
+    soft_cap: float | None = None
+    spread_norms: bool = False
     context_attention: Literal["gather", "ring"] = "gather"
     experts: int | None = None
     experts_per_token: int = 2
@@ -63,6 +75,10 @@ class ModelConfig:
             raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
         if self.positions == "rotary" and self.sizes["H"] % 2:
             raise ValueError(f"rotary positions need an even head width, got {self.sizes['H']}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"model.window must be at least 1, got {self.window}")
+        if self.soft_cap is not None and self.soft_cap <= 0:
+            raise ValueError(f"model.soft_cap must be positive, got {self.soft_cap}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
         if self.experts is not None:
@@ -116,11 +132,22 @@ class ModelConfig:
     def _mlp_parameters(self) -> int:
         return (3 if self.activation == "swiglu" else 2) * self.sizes["D"] * self.sizes["F"]
 
+    def attended(self, length: int, *, causal: bool = True) -> float:
+        """Keys that a token of a row of one document attends, on average."""
+        if self.window is None or self.window >= length:
+            return length / (2 if causal else 1)
+        one_side = self.window * (1 - self.window / (2 * length))  # rows begin with shorter windows
+        return one_side if causal else min(2 * one_side, length)
+
+    def forward_flops_per_token(self, length: int, *, causal: bool = True) -> float:
+        """FLOPs of one forward pass, unembedding included, per token of rows of `length` tokens."""
+        s = self.sizes
+        return 2.0 * self.matmul_parameters() + 4.0 * s["L"] * s["N"] * s["H"] * self.attended(length, causal=causal)
+
     def train_flops_per_token(self, length: int, *, causal: bool = True) -> float:
         """FLOPs of one forward and backward pass per token of rows of `length` tokens (a multiply-add is 2).
 
         6 x matmul parameters + 12 L N H T_eff; attention looks at T keys, causal attention at T / 2 on average.
         Recomputation (remat) is not counted, as in model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B).
         """
-        s = self.sizes
-        return 6.0 * self.matmul_parameters() + 12.0 * s["L"] * s["N"] * s["H"] * length / (2 if causal else 1)
+        return 3.0 * self.forward_flops_per_token(length, causal=causal)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import reshard
 
 from gptjax import dims
 from gptjax.model.config import ModelConfig
@@ -16,11 +17,11 @@ from gptjax.nn.rope import rotate
 from gptjax.types import Cache, RouterSums
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None, letters: str) -> jax.Array:
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero entries with probability `rate` and scale the rest; the identity without a key."""
     if key is None or rate == 0.0:
         return x
-    uniform = jax.random.uniform(key, x.shape, out_sharding=dims.act_spec(letters))
+    uniform = jax.random.uniform(key, x.shape, out_sharding=jax.typeof(x).sharding.spec)
     return jnp.where(uniform >= rate, x / (1.0 - rate), 0).astype(x.dtype)
 
 
@@ -35,6 +36,10 @@ class Norm(nnx.Module):
         if self.bias_D is None:
             return rms_norm(h_BTD, scale_D, eps=self.config.norm_eps)
         return layer_norm(h_BTD, scale_D, use(self.bias_D, "D", scale_D.dtype), eps=self.config.norm_eps)
+
+    def gathered(self, h_BTD: jax.Array, *, decoding: bool) -> jax.Array:
+        """Normalised, and no longer spread over `tensor`: what a projection takes."""
+        return reshard(self(h_BTD), dims.act_spec("BTD", decoding=decoding))
 
 
 class Attention(nnx.Module):
@@ -80,7 +85,7 @@ class Attention(nnx.Module):
         return jnp.reshape(repeated, shape, out_sharding=dims.gathered_spec(letters, shape))
 
     def project(self, o_BTNH: jax.Array, *, decoding: bool) -> jax.Array:
-        out_spec = dims.act_spec("BTD", decoding=decoding)
+        out_spec = dims.residual_spec(spread=self.config.spread_norms, decoding=decoding)
         h_BTD = jnp.einsum("BTNH,NHD->BTD", o_BTNH, use(self.wo_NHD, "NHD", o_BTNH.dtype), out_sharding=out_spec)
         return h_BTD if self.bo_D is None else h_BTD + use(self.bo_D, "D", h_BTD.dtype)[None, None]
 
@@ -98,7 +103,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, h_BTD: jax.Array, *, decoding: bool) -> jax.Array:
         dtype = h_BTD.dtype
-        hidden_spec, out_spec = (dims.act_spec(letters, decoding=decoding) for letters in ("BTF", "BTD"))
+        hidden_spec = dims.act_spec("BTF", decoding=decoding)
+        out_spec = dims.residual_spec(spread=self.config.spread_norms, decoding=decoding)
         f_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_in_DF, "DF", dtype), out_sharding=hidden_spec)
         if self.b_in_F is not None:
             f_BTF += use(self.b_in_F, "F", dtype)[None, None]
@@ -130,15 +136,25 @@ class Block(nnx.Module):
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, jax.Array, RouterSums | None]:
         """The block's output, its keys and values for a cache, and what its router has to say."""
-        q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(self.attention_norm(h_BTD), positions_BT, decoding=False)
-        attend = ring_attention if self.config.context_attention == "ring" else attention
-        o_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, causal=causal)
-        keys = (None, None) if key is None else jax.random.split(key)
         rate = self.config.dropout
-        h_BTD += dropout(self.attention.project(o_BTNH, decoding=False), rate, keys[0], "BTD")
-        out_BTD, router = self._mlp(self.mlp_norm(h_BTD), segments_BT > 0, decoding=False)
-        h_BTD += dropout(out_BTD, rate, keys[1], "BTD")
+        normed_BTD = self.attention_norm.gathered(h_BTD, decoding=False)
+        q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(normed_BTD, positions_BT, decoding=False)
+        o_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, causal=causal)
+        keys = (None, None) if key is None else jax.random.split(key)
+        h_BTD += dropout(self.attention.project(o_BTNH, decoding=False), rate, keys[0])
+        normed_BTD = self.mlp_norm.gathered(h_BTD, decoding=False)
+        out_BTD, router = self._mlp(normed_BTD, segments_BT > 0, decoding=False)
+        h_BTD += dropout(out_BTD, rate, keys[1])
         return h_BTD, k_BTKH, v_BTKH, router
+
+    def _attend(
+        self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array, *, causal: bool
+    ) -> jax.Array:
+        config = self.config
+        about = {"causal": causal, "window": config.window, "soft_cap": config.soft_cap}
+        if config.context_attention == "ring":
+            return ring_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, **about)
+        return attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, **about, kernel=config.attention)
 
     def _mlp(self, h_BTD: jax.Array, real_BT: jax.Array, *, decoding: bool) -> tuple[jax.Array, RouterSums | None]:
         if isinstance(self.mlp, Moe):
@@ -166,7 +182,10 @@ class Block(nnx.Module):
         k_BSKH, v_BSKH = (
             jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (cache.k_LBSKH, cache.v_LBSKH)
         )
-        o_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True)
+        o_BTNH = attention(
+            q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True,
+            window=self.config.window, soft_cap=self.config.soft_cap,
+        )  # fmt: skip
         h_BTD += self.attention.project(o_BTNH, decoding=True)
         out_BTD, _ = self._mlp(self.mlp_norm(h_BTD), here_BT > 0, decoding=True)
         return h_BTD + out_BTD, cache

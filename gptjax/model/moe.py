@@ -53,7 +53,7 @@ class Moe(nnx.Module):
             dropped=dropped,
             choices=config.experts_per_token * jnp.sum(real_BT, dtype=jnp.int32),
         )
-        return out_BTD, sums
+        return reshard(out_BTD, dims.residual_spec(spread=config.spread_norms, decoding=decoding)), sums
 
     def _logits(self, h_BTD: jax.Array, decoding: bool) -> jax.Array:
         """Of all experts on every device: rows are spread over `expert` too, so the router's own E is gathered."""

@@ -38,6 +38,11 @@ def language_model(config: ModelConfig) -> Model:
         del frozen
         return nnx.merge(graph, params).decode(cache, token_BT, segments_BS, positions_BT, index)
 
+    def gather_unembedding(params):
+        name = "embedding_VD" if config.tied else "unembedding_VD"
+        table_VD = reshard(params[name].astype(config.dtype), dims.gathered_spec("VD"))
+        return params | {name: table_VD.astype(params[name].dtype)}
+
     return Model(
         init=partial(_init, module),
         hidden=hidden,
@@ -45,6 +50,7 @@ def language_model(config: ModelConfig) -> Model:
         prefill=prefill,
         decode=decode,
         gather=partial(_gather, module, jnp.dtype(config.dtype)),
+        gather_unembedding=gather_unembedding,
         roles=_metadata(module, "role"),
         letters=_metadata(module, "letters"),
     )

@@ -10,10 +10,12 @@ from gptjax.model.config import ModelConfig
 from gptjax.model.layers import Block, Norm, dropout
 from gptjax.model.parameters import declare, use
 from gptjax.nn.embedding import lookup, unembed
+from gptjax.nn.kernels import SAVED
 from gptjax.types import Cache, RouterSums
 
 _REMAT = {
     "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -103,11 +105,12 @@ class Transformer(nnx.Module):
 
         if policy := _REMAT.get(self.config.remat):
             body = jax.checkpoint(body, policy=policy)
-        h_BTD = self.embed(tokens_BT, positions_BT)
+        h_BTD = reshard(self.embed(tokens_BT, positions_BT), dims.residual_spec(spread=self.config.spread_norms))
         if key is not None:
-            h_BTD = dropout(h_BTD, self.config.dropout, jax.random.fold_in(key, self.config.layers), "BTD")
+            h_BTD = dropout(h_BTD, self.config.dropout, jax.random.fold_in(key, self.config.layers))
         h_BTD, (cache, routers) = jax.lax.scan(body, h_BTD, (blocks, numbers), unroll=self.config.unroll)
-        return self.final_norm(h_BTD), cache, None if routers is None else _over_layers(routers)
+        h_BTD = self.final_norm.gathered(h_BTD, decoding=False)
+        return h_BTD, cache, None if routers is None else _over_layers(routers)
 
 
 def _over_layers(routers: RouterSums) -> RouterSums:

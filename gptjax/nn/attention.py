@@ -6,9 +6,11 @@ heads against all S keys of the same rows.
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from gptjax import dims
+from gptjax.nn.kernels import SAVED, Kernel, chosen_kernel, cudnn_kernel, splash, splash_local, splash_spec
 
 
 def attention_mask(
@@ -75,7 +77,7 @@ def reference_kernel(
     scores_BKGTS = jnp.where(mask_B11TS, scores_BKGTS, jnp.finfo(dtype).min)
     weights_BKGTS = jnp.where(mask_B11TS, jax.nn.softmax(scores_BKGTS, axis=-1), 0.0).astype(q_BTNH.dtype)
     out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
-    return out_BTKGH.reshape(batch, length, heads, width)
+    return checkpoint_name(out_BTKGH.reshape(batch, length, heads, width), SAVED)
 
 
 def attention(
@@ -88,6 +90,7 @@ def attention(
     causal: bool,
     q_offset: jax.Array | int = 0,
     decoding: bool = False,
+    kernel: Kernel = "auto",
     window: int | None = None,
     soft_cap: float | None = None,
 ) -> jax.Array:
@@ -101,29 +104,51 @@ def attention(
         kv_segments_BS: i32[B, S]; 0 = padding or an empty cache slot.
         causal: forbid keys with a larger index than the query's.
         q_offset: index of query 0 on the axis of the keys (the cache position while decoding).
-        decoding: queries are not spread over `context`.
+        decoding: queries are not spread over `context`; the reference kernel serves.
+        kernel: see gptjax.nn.kernels; fused kernels take q_offset as 0 and S as the length of the whole row.
         window: keys whose index differs by this or more are forbidden (None: none).
         soft_cap: scores become soft_cap * tanh(score / soft_cap) (None: they stay).
 
     Returns:
         float[B, T, N, H] in q's dtype and layout.
-    """
 
-    def local(q_BTNH, k_BSKH, v_BSKH, q_segments_BT, kv_segments_BS, q_offset):
+    Raises:
+        ValueError: the kernel that was asked for cannot serve these sizes.
+    """
+    mesh, scale = jax.sharding.get_abstract_mesh(), q_BTNH.shape[-1] ** -0.5
+    shards = 1 if decoding else mesh.shape["context"]
+    length, keys = q_BTNH.shape[1], k_BSKH.shape[1]
+    if decoding:
+        kernel = "reference"
+    kernel = chosen_kernel(kernel, queries=length // shards, keys=keys, dtype=q_BTNH.dtype, soft_cap=soft_cap)
+    fused, fused_spec = None, None
+    if kernel == "splash":
+        heads = q_BTNH.shape[2] // mesh.shape["tensor"]
+        fused = splash(length, keys, heads, causal=causal, window=window, soft_cap=soft_cap, shards=shards)
+        fused_spec = splash_spec(fused)
+        fused = jax.tree.map(jax.sharding.reshard, fused, fused_spec)
+
+    def local(fused, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, kv_segments_BS, q_offset):
+        if fused is not None:
+            return splash_local(fused, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, kv_segments_BS, scale=scale)
         if not decoding:
             q_offset = q_offset + jax.lax.axis_index("context") * q_BTNH.shape[1]
         mask_BTS = attention_mask(q_segments_BT, kv_segments_BS, q_offset, causal=causal, window=window)
-        scale = q_BTNH.shape[-1] ** -0.5
+        if kernel == "cudnn":
+            return cudnn_kernel(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale)
         return reference_kernel(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale, soft_cap=soft_cap)
 
     q_spec = dims.act_spec("BTNH", decoding=decoding)
     kv_spec = dims.act_spec("BSKH")
     segment_spec = dims.act_spec("BS")
+    row_specs = (q_spec, kv_spec, kv_spec, dims.act_spec("BT", decoding=decoding), segment_spec, PartitionSpec())
     return jax.shard_map(
         local,
-        in_specs=(q_spec, kv_spec, kv_spec, dims.act_spec("BT", decoding=decoding), segment_spec, PartitionSpec()),
+        in_specs=(fused_spec, *row_specs),
         out_specs=q_spec,
+        check_vma=fused is None,  # Pallas kernels do not say over which axes their results vary
     )(
+        fused,
         q_BTNH,
         jax.sharding.reshard(k_BSKH, kv_spec),
         jax.sharding.reshard(v_BSKH, kv_spec),

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gptjax import dims
 from gptjax.nn.attention import attention_mask
+from gptjax.nn.kernels import SAVED
 
 
 class _Rule(NamedTuple):
@@ -93,8 +95,8 @@ def _forward(rule: _Rule, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, kv_segments_BS)
 
     (_, running), _ = jax.lax.scan(turn, (keys, start), jnp.arange(jax.lax.axis_size("context")))
     total = jnp.where(running["total"] > 0, running["total"], 1.0)  # a query that attends nothing: 0 / 1
-    out_BTNH = _joined(running["out"] / total[..., None], q_BTNH.shape).astype(q_BTNH.dtype)
-    log_total = running["most"] + jnp.log(total)
+    out_BTNH = checkpoint_name(_joined(running["out"] / total[..., None], q_BTNH.shape).astype(q_BTNH.dtype), SAVED)
+    log_total = checkpoint_name(running["most"] + jnp.log(total), SAVED)
     return out_BTNH, (q_BTNH, k_BSKH, v_BSKH, q_segments_BT, kv_segments_BS, out_BTNH, log_total)
 
 

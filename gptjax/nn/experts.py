@@ -113,6 +113,8 @@ def mixture(
     gated = None if expert.w_gate_EDF is None else dims.gathered_spec("EDF")
     expert_specs = Expert(dims.gathered_spec("EDF"), gated, dims.gathered_spec("EFD"))
 
+    everywhere = dims.BATCH_AXES if decoding else (*dims.BATCH_AXES, "context")
+
     def device(x_BTD, chosen_BTC, weights_BTC, real_BT, expert):
         shape, choices = x_BTD.shape, chosen_BTC.shape[-1]
         nowhere = held_experts(expert) * jax.lax.axis_size("expert")
@@ -120,7 +122,6 @@ def mixture(
         out_TD, dropped = local(
             x_BTD.reshape(-1, shape[-1]), chosen_BTC.reshape(-1, choices), weights_BTC.reshape(-1, choices), expert
         )
-        everywhere = tuple(sorted(jax.typeof(dropped).vma))
         return out_TD.reshape(shape), jax.lax.psum(dropped, everywhere)
 
     return jax.shard_map(

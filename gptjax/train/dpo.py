@@ -63,7 +63,8 @@ def _response_logps(
     segments_BT = (index_BT < lengths_B[:, None]).astype(jnp.int32)
     mask_BT = (index_BT >= first_B[:, None] - 1) & (index_BT < lengths_B[:, None] - 1)
     h_BTD, router = model.hidden(params, frozen, tokens_BT, segments_BT, index_BT)
-    logp_B = row_logp(partial(model.unembed, params, frozen), h_BTD, targets_BT, mask_BT, chunks=loss_chunks)
+    unembed = partial(model.unembed, model.gather_unembedding(params), frozen)
+    logp_B = row_logp(unembed, h_BTD, targets_BT, mask_BT, chunks=loss_chunks)
     return jnp.reshape(logp_B, (batch_size, candidates), out_sharding=dims.act_spec("BC")), router
 
 

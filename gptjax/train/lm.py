@@ -40,7 +40,7 @@ def lm_step(
         key = step_key(state, number) if dropout else None
         hidden = partial(model.hidden, params, state.frozen, key=key)
         h_BTD, router = hidden(batch.tokens_BT, batch.segments_BT, batch.positions_BT)
-        unembed = partial(model.unembed, params, state.frozen)
+        unembed = partial(model.unembed, model.gather_unembedding(params), state.frozen)
         sums = chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=loss_chunks)
         return (sums.nll_sum + z_loss * sums.z_sum) / count + router_loss(router, rows), (sums, router)
 

@@ -64,5 +64,5 @@ def _sums(
 ) -> tuple[NllSums, RouterSums | None]:
     rows = batch.tokens_BT, batch.segments_BT, batch.positions_BT
     h_BTD, router = model.hidden(params, frozen, *rows, causal=False, key=key)
-    unembed = partial(model.unembed, params, frozen)
+    unembed = partial(model.unembed, model.gather_unembedding(params), frozen)
     return chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=chunks), router

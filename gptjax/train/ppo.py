@@ -190,7 +190,7 @@ def _with_pretraining(
     def share(params, batch, number):
         del number
         h_BTD, router = policy.hidden(params, state.frozen, batch.tokens_BT, batch.segments_BT, batch.positions_BT)
-        unembed = partial(policy.unembed, params, state.frozen)
+        unembed = partial(policy.unembed, policy.gather_unembedding(params), state.frozen)
         nll = chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT).nll_sum / count
         return nll + router_loss(router, rows), nll
 

@@ -48,6 +48,7 @@ class Layout:
 
 MOE = {"experts": 4, "balance_coefficient": 0.1, "router_z_coefficient": 0.01}
 EVERYTHING_FITS = {"capacity_factor": 2.0}  # experts / experts_per_token: all-to-all, and nothing is dropped
+WINDOW = {"window": 3, "soft_cap": 5.0}
 RING = {"context_attention": "ring"}
 
 
@@ -55,14 +56,19 @@ def _layouts() -> dict[str, Layout]:
     alone = {f"{axis} 2": Layout(mesh={axis: 2}) for axis in AXES}
     pairs = {f"{a} 2 {b} 2": Layout(mesh={a: 2, b: 2}) for a, b in itertools.combinations(AXES, 2)}
     return alone | pairs | {
-        "context 4, ring": Layout(mesh={"context": 4}, how=RING),
+        "context 4, ring, window": Layout(mesh={"context": 4}, model=WINDOW, how=RING),
         "fsdp 2 context 2 tensor 2": Layout(mesh={"fsdp": 2, "context": 2, "tensor": 2}),
         "data 2 context 2 tensor 2, ring": Layout(mesh={"data": 2, "context": 2, "tensor": 2}, how=RING),
+        "fsdp 2 context 2 tensor 2, window, spread norms": Layout(
+            mesh={"fsdp": 2, "context": 2, "tensor": 2}, model=WINDOW, how={"spread_norms": True}
+        ),
         "2 microbatches, fsdp 2 tensor 2": Layout(mesh={"fsdp": 2, "tensor": 2}, microbatches=2),
         "2 key-value heads, tensor 4": Layout(mesh={"fsdp": 2, "tensor": 4}),
         "moe, expert 2": Layout(mesh={"expert": 2}, model=MOE),
         "moe, expert 4, all-to-all": Layout(mesh={"expert": 4}, model=MOE, how=EVERYTHING_FITS),
-        "moe, fsdp 2 expert 2 tensor 2": Layout(mesh={"fsdp": 2, "expert": 2, "tensor": 2}, model=MOE),
+        "moe, fsdp 2 expert 2 tensor 2, spread norms": Layout(
+            mesh={"fsdp": 2, "expert": 2, "tensor": 2}, model=MOE, how={"spread_norms": True}
+        ),
         "moe, all-to-all, ring, 2 microbatches": Layout(
             mesh={"expert": 2, "context": 2, "tensor": 2}, model=MOE, how=EVERYTHING_FITS | RING, microbatches=2
         ),

@@ -37,6 +37,12 @@ def inherited_tokenizer(folder: Path, setup: Setup) -> Tokenizer:
     return Tokenizer.load(own)
 
 
+_HOW = (  # how a model is computed, not what it is
+    "dropout", "dtype", "remat", "unroll", "attention", "spread_norms", "context_attention", "capacity_factor",
+    "balance_coefficient", "router_z_coefficient",
+)  # fmt: skip
+
+
 def check_model(folder: Path, config: ModelConfig) -> None:
     """Raise ValueError if the stage in `folder` trained a model of other sizes than `config`."""
     path = folder / "model.json"
@@ -44,11 +50,7 @@ def check_model(folder: Path, config: ModelConfig) -> None:
         raise ValueError(f"{path} is missing: {folder} is not the folder of a trained stage")
     theirs = json.loads(path.read_text())
     mine = vars(config)
-    sizes = [
-        name
-        for name in theirs
-        if name not in ("dropout", "dtype", "remat", "unroll") and theirs[name] != mine.get(name)
-    ]
+    sizes = [name for name in theirs if name not in _HOW and theirs[name] != mine.get(name)]
     if sizes:
         listed = ", ".join(f"model.{name} {theirs[name]} there, {mine.get(name)} here" for name in sizes)
         raise ValueError(f"the model in {folder} differs from this experiment's: {listed}")
