@@ -1,5 +1,6 @@
 """Ring attention is attention: same values, same gradients, and memory that falls with the `context` axis."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -25,6 +26,8 @@ RULES = {
     "window on both sides, capped": {"causal": False, "window": 5, "soft_cap": 1.5},
     "capped": {"causal": True, "soft_cap": 2.0},
 }
+
+QUICK = {("context 4 tensor 2", "causal"), ("context 4 tensor 2", "window on both sides, capped")}
 
 
 def mesh_of(config):
@@ -57,8 +60,13 @@ def placed(arrays):
     ]
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("mesh", ["context 4 tensor 2", "one device"])
+CASES = [
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+    for case in itertools.product(["context 4 tensor 2", "one device"], RULES)
+]
+
+
+@pytest.mark.parametrize(("mesh", "rule"), CASES)
 def test_a_ring_gives_the_values_and_gradients_of_the_reference(mesh, rule, x64):
     arrays = rows(np.random.default_rng(0))
     with jax.set_mesh(mesh_of(MESHES["one device"])):
@@ -69,7 +77,8 @@ def test_a_ring_gives_the_values_and_gradients_of_the_reference(mesh, rule, x64)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("rule", ["causal", "window on both sides, capped"])
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
 def test_gathered_keys_give_the_same_on_a_mesh(rule, x64):
     arrays = rows(np.random.default_rng(1))
     with jax.set_mesh(mesh_of(MESHES["one device"])):
@@ -88,6 +97,7 @@ def test_a_padded_query_attends_nothing_and_moves_nothing(x64):
     assert all(np.all(x == 0.0) for x in found)
 
 
+@pytest.mark.slow
 def test_bfloat16_rows_stay_close_to_the_reference_in_float32():
     arrays = rows(np.random.default_rng(3))
     narrow = [x if x.dtype == np.int32 else jnp.asarray(x, jnp.bfloat16) for x in arrays]

@@ -81,8 +81,10 @@ def placed(arguments):
     """Arguments of a mixture on the current mesh, experts as they are when in use."""
     *rows, expert = arguments
     specs = [dims.act_spec(letters) for letters in ("BTD", "BTC", "BTC", "BT")]
-    specs.append(Expert(*(dims.gathered_spec(letters) for letters in ("EDF", "EDF", "EFD"))))
-    return jax.tree.map(lambda x, spec: reshard(jnp.asarray(x), spec), [*rows, expert], specs)
+    rows = [reshard(jnp.asarray(x), spec) for x, spec in zip(rows, specs, strict=True)]
+    matrices = zip(expert, ("EDF", "EDF", "EFD"), strict=True)
+    spread = (None if w is None else reshard(jnp.asarray(w), dims.gathered_spec(y)) for w, y in matrices)
+    return *rows, Expert(*spread)
 
 
 def outcome(layer, arguments):
@@ -104,7 +106,7 @@ MESH = MeshConfig(data=1, expert=2, context=2, tensor=2)
 def test_a_mixture_spread_over_devices_equals_a_loop_over_tokens_and_experts(capacity_factor, x64):
     arguments = given(np.random.default_rng(0))
     with jax.set_mesh(make_mesh(MeshConfig(data=1), jax.devices()[:1])):
-        by_hand, expected = by_a_loop(*arguments), outcome(dense, placed(arguments))
+        by_hand, expected = by_a_loop(*arguments), outcome(dense, jax.tree.map(jnp.asarray, arguments))
     np.testing.assert_allclose(expected[0], by_hand, rtol=0, atol=1e-12)
 
     def layer(*arguments):
@@ -129,26 +131,29 @@ def test_tokens_travel_over_the_expert_axis(capacity_factor, kinds):
         assert "all-to-all" not in program
 
 
+def doubled_and_trebled(real):
+    """(output, dropped) of four tokens 1, 10, 100, 1000 that are squared and doubled (expert 0) or trebled (expert 1).
+
+    Tokens 0, 1, 2 choose expert 0 first, token 3 expert 1, and each has room for ceil(.5 x 4 x 2 / 2) = 2 tokens.
+    """
+    x = np.array([[[1.0], [10.0], [100.0], [1000.0]]], np.float32)
+    chosen = np.array([[[0, 1], [0, 1], [0, 1], [1, 0]]], np.int32)
+    expert = Expert(np.ones((2, 1, 1), np.float32), None, np.array([[[2.0]], [[3.0]]], np.float32))
+    arguments = placed((x, chosen, np.ones((1, 4, 2), np.float32), np.array([real]), expert))
+    out, dropped = mixture(*arguments, activation="relu2", capacity_factor=0.5)
+    return np.asarray(out)[0, :, 0], int(dropped)
+
+
 def test_first_choices_come_before_second_ones_where_room_is_short(one_device):
-    # two experts that double and treble; 4 tokens, 2 choices each, room for ceil(.5 x 4 x 2 / 2) = 2 of each expert.
-    # Tokens 0, 1, 2 choose expert 0 first, token 3 expert 1: expert 0 takes tokens 0 and 1 and drops 2 (first) and 3
-    # (second); expert 1 takes 3 (first), then 0, and drops 1 and 2.
-    x = jnp.asarray([[[1.0], [10.0], [100.0], [1000.0]]])
-    chosen = jnp.asarray([[[0, 1], [0, 1], [0, 1], [1, 0]]], jnp.int32)
-    expert = Expert(jnp.ones((2, 1, 1)), None, jnp.asarray([[[2.0]], [[3.0]]]))
-    out, dropped = mixture(
-        x, chosen, jnp.ones((1, 4, 2)), jnp.ones((1, 4), bool), expert, activation="relu2", capacity_factor=0.5
-    )
-    np.testing.assert_allclose(out[0, :, 0], [2 + 3, 2 * 100, 0, 3 * 1e6])
-    assert int(dropped) == 4
+    # expert 0 takes tokens 0 and 1, and drops 2 (first choice) and 3 (second); expert 1 takes 3 (first), then 0, and
+    # drops 1 and 2
+    out, dropped = doubled_and_trebled([True] * 4)
+    np.testing.assert_allclose(out, [2 + 3, 2 * 100, 0, 3 * 1e6])
+    assert dropped == 4
 
 
 def test_padding_takes_no_room(one_device):
-    # the same, but tokens 0 and 1 are padding: expert 0 has room for 2 and 3, expert 1 for 3 and 2
-    x = jnp.asarray([[[1.0], [10.0], [100.0], [1000.0]]])
-    chosen = jnp.asarray([[[0, 1], [0, 1], [0, 1], [1, 0]]], jnp.int32)
-    expert = Expert(jnp.ones((2, 1, 1)), None, jnp.asarray([[[2.0]], [[3.0]]]))
-    real = jnp.asarray([[False, False, True, True]])
-    out, dropped = mixture(x, chosen, jnp.ones((1, 4, 2)), real, expert, activation="relu2", capacity_factor=0.5)
-    np.testing.assert_allclose(out[0, :, 0], [0, 0, 5 * 1e4, 5 * 1e6])
-    assert int(dropped) == 0
+    # tokens 0 and 1 are padding: expert 0 has room for 2 and 3, expert 1 for 3 and 2
+    out, dropped = doubled_and_trebled([False, False, True, True])
+    np.testing.assert_allclose(out, [0, 0, 5 * 1e4, 5 * 1e6])
+    assert dropped == 0
