@@ -140,7 +140,7 @@ def doubled_and_trebled(real):
     chosen = np.array([[[0, 1], [0, 1], [0, 1], [1, 0]]], np.int32)
     expert = Expert(np.ones((2, 1, 1), np.float32), None, np.array([[[2.0]], [[3.0]]], np.float32))
     arguments = placed((x, chosen, np.ones((1, 4, 2), np.float32), np.array([real]), expert))
-    out, dropped = mixture(*arguments, activation="relu2", capacity_factor=0.5)
+    out, dropped = jax.jit(partial(mixture, activation="relu2", capacity_factor=0.5))(*arguments)
     return np.asarray(out)[0, :, 0], int(dropped)
 
 

@@ -1,6 +1,6 @@
 """The parity matrix: every objective on every layout gives one device's parameters after three AdamW updates.
 
-    python tests/train/parity.py                                        # all of it: an hour on two cores
+    python tests/train/parity.py                                        # all of it: more than an hour on two cores
     python tests/train/parity.py --objectives lm ppo --layouts "fsdp 2" "moe on expert 2" --dtype float32
 
 Prints, for each layout (rows) and objective (columns), the largest difference of any parameter from those of one
