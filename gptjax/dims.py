@@ -2,12 +2,13 @@
 
 B batch, T position, S attended position, D model width, N query head, K key-value head, H head width, F hidden width,
 V vocabulary, L layer (stacked), E expert, G query heads per key-value head, A LoRA rank, P prompt position,
-R response position, C candidate (ranked response), 1 a dimension of size one.
+R response position, C candidate (ranked response; expert chosen by a token), M row of an expert, 1 a dimension of
+size one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec, get_abstract_mesh
 
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 BATCH_AXES = ("data", "fsdp", "expert")
@@ -28,7 +29,7 @@ _ACT: dict[str, str | tuple[str, ...] | None] = {
     "K": "tensor",
     "F": "tensor",
     "V": "tensor",
-    **dict.fromkeys("SDHLGAPRC1"),
+    **dict.fromkeys("SDEHLGAPRC1"),
 }
 
 
@@ -37,18 +38,39 @@ def shape(letters: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(1 if letter == "1" else sizes[letter] for letter in letters)
 
 
-def param_spec(letters: str) -> PartitionSpec:
+def param_spec(letters: str, shape: Sequence[int] | None = None) -> PartitionSpec:
     """The layout of a stored parameter: "DNH" -> P("fsdp", "tensor", None).
+
+    Args:
+        letters: its dimensions.
+        shape: its sizes. Where the current mesh has more devices along `tensor` than there are key-value heads, every
+            device holds all of those heads (see `kv_copies`); without a shape they are taken to be spread.
 
     Raises:
         ValueError: a letter has no layout, or two dims would land on one mesh axis.
     """
-    return _spec(letters, _PARAM)
+    return _spec(letters, _PARAM | _whole_heads(letters, shape))
 
 
-def gathered_spec(letters: str) -> PartitionSpec:
+def gathered_spec(letters: str, shape: Sequence[int] | None = None) -> PartitionSpec:
     """The layout of a parameter while it is used: as stored, with the `fsdp` axis gathered."""
-    return _spec(letters, _PARAM | {"D": None})
+    return _spec(letters, _PARAM | {"D": None} | _whole_heads(letters, shape))
+
+
+def kv_copies(kv_heads: int) -> int:
+    """How often each key-value head is repeated in use, so that the current mesh's `tensor` axis can spread them.
+
+    1, or tensor / kv_heads where that axis is a multiple longer: query heads are spread over it, and each needs its
+    key-value head beside it.
+    """
+    tensor = get_abstract_mesh().shape.get("tensor", 1)
+    return tensor // kv_heads if tensor > kv_heads and tensor % kv_heads == 0 else 1
+
+
+def _whole_heads(letters: str, shape: Sequence[int] | None) -> dict[str, None]:
+    if shape is None or "K" not in letters or kv_copies(shape[letters.index("K")]) == 1:
+        return {}
+    return {"K": None}
 
 
 def residual_spec(*, spread: bool) -> PartitionSpec:

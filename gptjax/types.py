@@ -92,6 +92,7 @@ class PackedCandidates:
 
     tokens_BT, segments_BT, positions_BT: as in LmBatch, with one segment per candidate; B counts rows.
     last_BC: i32, place of each candidate's last token, row x T + column; 0 = no such candidate; B counts prompts.
+    Rows n, n + k, n + 2k and so on hold prompts n, n + k, n + 2k, where k is the number of microbatches.
     judged: the batch itself, without its tokens.
     """
 
@@ -232,12 +233,30 @@ class Cache:
     v_BKSH: Any
 
 
+@_pytree
+@dataclass(frozen=True, kw_only=True)
+class RouterSums:
+    """What the routers of a mixture of experts add to a loss, summed over rows, so that microbatches add up.
+
+    loss: f32[], balance and z times their coefficients.  balance, z: f32[], see gptjax.nn.experts.router_losses.
+    These three are means over layers.
+    dropped, choices: i32[], choices of real tokens that found no room, and all of them, over all layers.
+    """
+
+    loss: Any
+    balance: Any
+    z: Any
+    dropped: Any
+    choices: Any
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A language model as the steps know it: pure functions, and two trees shaped like its parameters.
 
     init(key) -> params
-    hidden(params, frozen, tokens_BT, segments_BT, positions_BT, *, causal=True, key=None) -> h_BTD; a key means dropout
+    hidden(params, frozen, tokens_BT, segments_BT, positions_BT, *, causal=True, key=None) -> (h_BTD, RouterSums, or
+    None without experts); a key means dropout
     unembed(params, frozen, h_BTD, *, decoding=False) -> logits_BTV, at least float32; decoding: T is one position
     prefill(params, frozen, tokens_BT, segments_BT, positions_BT, *, slots) -> (cache, h_BTD)
     decode(params, frozen, cache, token_BT, segments_BS, positions_BT, index) -> (cache, h_BTD), T = 1
@@ -248,7 +267,7 @@ class Model:
     """
 
     init: Callable[..., Params]
-    hidden: Callable[..., jax.Array]
+    hidden: Callable[..., tuple[jax.Array, RouterSums | None]]
     unembed: Callable[..., jax.Array]
     prefill: Callable[..., Any]
     decode: Callable[..., Any]
@@ -263,11 +282,11 @@ class ScalarModel:
     """A model with one number per position: the reward model and the value model.
 
     init(key) -> params
-    values(params, frozen, tokens_BT, segments_BT, positions_BT, *, key=None) -> f32[B, T]
+    values(params, frozen, tokens_BT, segments_BT, positions_BT, *, key=None) -> (f32[B, T], RouterSums or None)
     """
 
     init: Callable[..., Params]
-    values: Callable[..., jax.Array]
+    values: Callable[..., tuple[jax.Array, RouterSums | None]]
     roles: Params
     letters: Params
 

@@ -15,6 +15,7 @@ def packed(
     *,
     rows: int = 1,
     multiple: int = 1,
+    microbatches: int = 1,
     host: int = 0,
     n_hosts: int = 1,
 ) -> PackedCandidates:
@@ -23,39 +24,41 @@ def packed(
     Args:
         batch: prompts with their candidates, on the host.
         row_tokens: tokens per row (T) of the result; the longest candidate must fit.
-        rows: rows to make, the same for every batch so that a step is compiled once; a batch that needs more gets more.
-        multiple: what the number of rows is rounded up to.
+        rows: rows to make for each microbatch, the same for every batch so that a step is compiled once; a batch that
+            needs more gets more.
+        multiple: what that number is rounded up to.
+        microbatches: packed apart, so that a row and its prompts belong to the same one; microbatch n has every
+            `microbatches`-th prompt from n on, and those rows.
         host: this host; it gets a contiguous share of the rows and of the prompts.
         n_hosts: hosts that share the batch; each packs all of it, so that their number changes nothing.
 
     Returns:
-        Rows i32[rows / n_hosts, T]; the prompts, their candidates and what was judged keep their order.
+        Rows i32[rows x microbatches / n_hosts, T]; the prompts, their candidates and what was judged keep their order.
 
     Raises:
         ValueError: a candidate is longer than a row.
     """
     lengths_BC = np.asarray(batch.lengths_BC)
-    present_BC = lengths_BC > 0
-    sizes = lengths_BC[present_BC].astype(np.int64)
-    if sizes.max(initial=0) > row_tokens:
-        raise ValueError(f"row_tokens {row_tokens} is too small: a candidate has {sizes.max()} tokens")
-    row, offset, segment, needed = best_fit(sizes, row_tokens)
-    shape = (-(-max(rows, needed) // multiple) * multiple, row_tokens)
-    first = row * row_tokens + offset
-    place = spans(first, sizes)
-
-    def filled(values: np.ndarray) -> np.ndarray:
-        out_BT = np.zeros(shape, np.int32)
-        out_BT.reshape(-1)[place] = values
-        return out_BT
-
-    real_BCT = np.arange(batch.tokens_BCT.shape[2]) < lengths_BC[:, :, None]
+    if lengths_BC.max(initial=0) > row_tokens:
+        raise ValueError(f"row_tokens {row_tokens} is too small: a candidate has {lengths_BC.max()} tokens")
+    present_BC, real_BCT = lengths_BC > 0, np.arange(batch.tokens_BCT.shape[2]) < lengths_BC[:, :, None]
+    pieces = [slice(number, None, microbatches) for number in range(microbatches)]
+    sizes = [lengths_BC[own][present_BC[own]].astype(np.int64) for own in pieces]
+    places = [best_fit(some, row_tokens) for some in sizes]
+    height = -(-max(rows, *(needed for *_, needed in places)) // multiple) * multiple
+    tokens_BT, segments_BT, positions_BT = (np.zeros((height * microbatches, row_tokens), np.int32) for _ in range(3))
     last_BC = np.zeros(lengths_BC.shape, np.int32)
-    last_BC[present_BC] = first + sizes - 1
+    for number, (own, some, (row, offset, segment, _)) in enumerate(zip(pieces, sizes, places, strict=True)):
+        first = (row * microbatches + number) * row_tokens + offset
+        place = spans(first, some)
+        tokens_BT.reshape(-1)[place] = batch.tokens_BCT[own][real_BCT[own]]
+        segments_BT.reshape(-1)[place] = np.repeat(segment, some)
+        positions_BT.reshape(-1)[place] = spans(np.zeros_like(some), some)
+        last_BC[own][present_BC[own]] = first + some - 1
     whole = PackedCandidates(
-        tokens_BT=filled(batch.tokens_BCT[real_BCT]),
-        segments_BT=filled(np.repeat(segment, sizes)),
-        positions_BT=filled(spans(np.zeros_like(sizes), sizes)),
+        tokens_BT=tokens_BT,
+        segments_BT=segments_BT,
+        positions_BT=positions_BT,
         last_BC=last_BC,
         judged=dataclasses.replace(batch, tokens_BCT=None),
     )
@@ -68,16 +71,24 @@ def rows_needed(lengths_BC: np.ndarray, row_tokens: int) -> int:
 
 
 def epoch_rows(
-    data: RewardBatch | RatingBatch, batch_size: int, seed: int, row_tokens: int, *, most_batches: int = 256
+    data: RewardBatch | RatingBatch,
+    batch_size: int,
+    seed: int,
+    row_tokens: int,
+    *,
+    microbatches: int = 1,
+    most_batches: int = 256,
 ) -> int:
-    """The most rows that any batch of the first epoch needs.
+    """The most rows that any microbatch of the first epoch needs.
 
     Args:
         data: the data set.
         batch_size, seed: as given to `batch_at`.
         row_tokens: tokens per row.
+        microbatches: of a batch, packed apart.
         most_batches: of the epoch are looked at.
     """
     n = n_rows(data)
     starts = range(0, min(n, most_batches * batch_size), batch_size)
-    return max(rows_needed(data.lengths_BC[row_indices(n, at, batch_size, seed)], row_tokens) for at in starts)
+    batches = (data.lengths_BC[row_indices(n, at, batch_size, seed)] for at in starts)
+    return max(rows_needed(some[own::microbatches], row_tokens) for some in batches for own in range(microbatches))

@@ -14,7 +14,8 @@ class ModelConfig:
     head_width: H (None: width / heads).  hidden: F of the MLP (None: 4 x width).  max_length: longest position + 1.
     positions: rotary, or a learned table.  norm: rms or layer.  activation: gelu,
     relu2 (squared ReLU, arXiv:2109.08668; the cheapest on a CPU), or swiglu (a gated MLP).
-    bias: biases in projections.  tied: the embedding is also the unembedding.  dropout: rate on residual branches.
+    bias: biases in projections; experts have none.  tied: the embedding is also the unembedding.
+    dropout: rate on residual branches.
     dtype: of activations and matmuls; parameters are float32 (float64 when JAX runs in 64 bits and dtype is float64).
     remat: what the backward pass recomputes of a block: nothing (none), all but matmul results (matmuls), all but
     attention's result (attention), everything (full).
@@ -23,6 +24,11 @@ class ModelConfig:
     soft_cap: attention scores become soft_cap * tanh(score / soft_cap) (None: they stay).
     spread_norms: between attention and MLP, and where remat keeps it, a row is spread over `tensor` too (sequence
     parallelism, arXiv:2205.05198): 1 / tensor of the memory, the same bytes on the network.
+    context_attention: how rows spread over the mesh's `context` axis attend: gather (every device gets the keys and
+    values of whole rows) or ring (they travel, and memory falls with the axis; see gptjax.nn.context).
+    experts: MLPs of which a router chooses experts_per_token for each token (None: one MLP serves all; see
+    gptjax.nn.experts).  capacity_factor: room of an expert, as a multiple of an even share (None: nothing is dropped).
+    balance_coefficient, router_z_coefficient: weights of the router's losses, which every objective adds to its own.
     unroll: layers per iteration of the scan over layers. On a CPU, where XLA runs most of a loop's body on one core,
     all of them at once halve the time of a step; on accelerators 1 keeps compiling short.
     """
@@ -49,6 +55,12 @@ class ModelConfig:
     window: int | None = None
     soft_cap: float | None = None
     spread_norms: bool = False
+    context_attention: Literal["gather", "ring"] = "gather"
+    experts: int | None = None
+    experts_per_token: int = 2
+    capacity_factor: float | None = None
+    balance_coefficient: float = 0.01
+    router_z_coefficient: float = 0.0
     unroll: int = 1
 
     def __post_init__(self) -> None:
@@ -69,6 +81,19 @@ class ModelConfig:
             raise ValueError(f"model.soft_cap must be positive, got {self.soft_cap}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+        if self.experts is not None:
+            self._check_experts(self.experts)
+
+    def _check_experts(self, experts: int) -> None:
+        if not 1 <= self.experts_per_token <= experts:
+            raise ValueError(
+                f"model.experts_per_token must lie between 1 and model.experts {experts}, got {self.experts_per_token}"
+            )
+        if self.capacity_factor is not None and self.capacity_factor <= 0:
+            raise ValueError(f"model.capacity_factor must be positive, got {self.capacity_factor}")
+        for field in ("balance_coefficient", "router_z_coefficient"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"model.{field} must not be negative, got {getattr(self, field)}")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -82,14 +107,33 @@ class ModelConfig:
             "H": self.head_width or self.width // self.heads,
             "F": self.hidden or 4 * self.width,
             "T": self.max_length,
-        }
+        } | ({} if self.experts is None else {"E": self.experts})
 
     def matmul_parameters(self, *, scalar: bool = False) -> int:
-        """Parameters that every token is multiplied with: the blocks' matrices and the unembedding (or scalar head)."""
+        """Parameters that a token is multiplied with: the blocks' matrices, of experts its own, and the unembedding.
+
+        scalar: a head of one number per token stands in place of the unembedding.
+        """
         s = self.sizes
         attention = s["D"] * s["H"] * (2 * s["N"] + 2 * s["K"])
-        mlp = (3 if self.activation == "swiglu" else 2) * s["D"] * s["F"]
-        return s["L"] * (attention + mlp) + (1 if scalar else s["V"]) * s["D"]
+        mlp = self._mlp_parameters() * (1 if self.experts is None else self.experts_per_token)
+        router = s["D"] * (self.experts or 0)
+        return s["L"] * (attention + mlp + router) + (1 if scalar else s["V"]) * s["D"]
+
+    def parameters(self, *, active: bool = False) -> int:
+        """All parameters of the language model; active: without the experts that a token does not go to."""
+        s = self.sizes
+        norm = s["D"] * (2 if self.norm == "layer" else 1)
+        biases = (s["N"] + 2 * s["K"]) * s["H"] + s["D"] if self.bias else 0
+        if self.bias and self.experts is None:
+            biases += s["F"] + s["D"]
+        embeddings = (0 if self.tied else s["V"] * s["D"]) + (s["T"] * s["D"] if self.positions == "learned" else 0)
+        idle = 0 if active or self.experts is None else self.experts - self.experts_per_token
+        blocks = s["L"] * (2 * norm + biases + idle * self._mlp_parameters())
+        return self.matmul_parameters() + embeddings + blocks + norm
+
+    def _mlp_parameters(self) -> int:
+        return (3 if self.activation == "swiglu" else 2) * self.sizes["D"] * self.sizes["F"]
 
     def attended(self, length: int, *, causal: bool = True) -> float:
         """Keys that a token of a row of one document attends, on average."""

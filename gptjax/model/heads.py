@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gptjax.model.config import ModelConfig
-from gptjax.model.layers import declare, use
+from gptjax.model.parameters import declare, use
 from gptjax.model.transformer import Transformer
+from gptjax.types import RouterSums
 
 
 class ScalarTransformer(nnx.Module):
@@ -27,9 +28,10 @@ class ScalarTransformer(nnx.Module):
         positions_BT: jax.Array,
         *,
         key: jax.Array | None = None,
-    ) -> jax.Array:
-        """f32[B, T], the scalar at each position."""
-        return _scalars(self.trunk(tokens_BT, segments_BT, positions_BT, key=key), self.head_D, self.bias_1)
+    ) -> tuple[jax.Array, RouterSums | None]:
+        """f32[B, T], the scalar at each position, and the trunk's routers' sums if it has experts."""
+        h_BTD, router = self.trunk(tokens_BT, segments_BT, positions_BT, key=key)
+        return _scalars(h_BTD, self.head_D, self.bias_1), router
 
 
 class ValueHeadLayer(nnx.Module):

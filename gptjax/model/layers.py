@@ -1,35 +1,23 @@
 """One block of the Transformer, declared for all layers at once: each parameter has a leading L to scan over."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import reshard
+from jax.sharding import PartitionSpec, reshard
 
 from gptjax import dims
 from gptjax.model.config import ModelConfig
+from gptjax.model.moe import Moe
+from gptjax.model.parameters import declare, use
 from gptjax.nn.attention import attention
+from gptjax.nn.context import ring_attention
+from gptjax.nn.experts import activated
 from gptjax.nn.gather import PARTIAL_ROWS, gathered, gathered_rows, scattered_rows
 from gptjax.nn.norm import layer_norm, rms_norm
 from gptjax.nn.rope import rotate
-
-Role = Literal["matrix", "bias", "norm", "embedding"]
-
-
-def declare(config: ModelConfig, letters: str, role: Role, *, mean: float = 0.0, std: float = 0.0) -> nnx.Param:
-    """A parameter without a value yet: its shape, layout letters, role and initial distribution."""
-    dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
-    struct = jax.ShapeDtypeStruct(dims.shape(letters, config.sizes), dtype)
-    return nnx.Param(struct, letters=letters, role=role, mean=mean, std=std)
-
-
-def use(param: nnx.Param, letters: str, dtype: Any) -> jax.Array:
-    """The parameter in the compute dtype, gathered over `fsdp` (cast first: half the bytes travel)."""
-    value = param.get_value().astype(dtype)
-    if len(letters) == 1:  # scales and biases meet activations entry by entry, where "reduced" is not allowed
-        return reshard(value, dims.gathered_spec(letters))
-    return gathered(value, letters)
+from gptjax.types import RouterSums
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -78,16 +66,29 @@ class Attention(nnx.Module):
         q_spec, kv_spec = (dims.act_spec(letters, decoding=decoding) for letters in ("BTNH", "BTKH"))
         dtype = h_BTD.dtype
         q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD, use(self.wq_DNH, "DNH", dtype), out_sharding=q_spec)
-        k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, use(self.wk_DKH, "DKH", dtype), out_sharding=kv_spec)
-        v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, use(self.wv_DKH, "DKH", dtype), out_sharding=kv_spec)
+        wk_DKH, wv_DKH = (self._of_heads(w, "DKH", dtype) for w in (self.wk_DKH, self.wv_DKH))
+        k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, wk_DKH, out_sharding=kv_spec)
+        v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, wv_DKH, out_sharding=kv_spec)
         if self.bq_NH is not None and self.bk_KH is not None and self.bv_KH is not None:
             q_BTNH += use(self.bq_NH, "NH", dtype)[None, None]
-            k_BTKH += use(self.bk_KH, "KH", dtype)[None, None]
-            v_BTKH += use(self.bv_KH, "KH", dtype)[None, None]
+            k_BTKH += self._of_heads(self.bk_KH, "KH", dtype)[None, None]
+            v_BTKH += self._of_heads(self.bv_KH, "KH", dtype)[None, None]
         if self.config.positions == "rotary":
             q_BTNH = rotate(q_BTNH, positions_BT, theta=self.config.rope_theta)
             k_BTKH = rotate(k_BTKH, positions_BT, theta=self.config.rope_theta)
         return q_BTNH, k_BTKH, v_BTKH
+
+    def _of_heads(self, param: nnx.Param, letters: str, dtype: Any) -> jax.Array:
+        """A parameter of key-value heads in use, each head repeated as often as the mesh's `tensor` axis needs."""
+        value = param.get_value().astype(dtype)
+        dim, copies = letters.index("K"), dims.kv_copies(self.config.sizes["K"])
+        if copies > 1:
+            shape, spec = value.shape, list(jax.typeof(value).sharding.spec)
+            spec[dim] = "tensor"
+            value = jnp.broadcast_to(jnp.expand_dims(value, dim + 1), (*shape[: dim + 1], copies, *shape[dim + 1 :]))
+            shape = (*shape[:dim], shape[dim] * copies, *shape[dim + 1 :])
+            value = jnp.reshape(value, shape, out_sharding=PartitionSpec(*spec))
+        return gathered(value, letters)
 
     def project(self, o_BTNH: jax.Array, *, decoding: bool) -> jax.Array:
         spread = self.config.spread_norms and not decoding
@@ -116,13 +117,10 @@ class Mlp(nnx.Module):
         f_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_in_DF, "DF", dtype), out_sharding=hidden_spec)
         if self.b_in_F is not None:
             f_BTF += use(self.b_in_F, "F", dtype)[None, None]
+        gate_BTF = None
         if self.w_gate_DF is not None:
             gate_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_gate_DF, "DF", dtype), out_sharding=hidden_spec)
-            f_BTF = jax.nn.silu(gate_BTF) * f_BTF
-        elif self.config.activation == "relu2":
-            f_BTF = jnp.square(jax.nn.relu(f_BTF))
-        else:
-            f_BTF = jax.nn.gelu(f_BTF)
+        f_BTF = activated(f_BTF, gate_BTF, self.config.activation)
         out_BTD = jnp.einsum("BTF,FD->BTD", f_BTF, use(self.w_out_FD, "FD", dtype), out_sharding=out_spec)
         out_BTD = scattered_rows(out_BTD) if spread else out_BTD
         return out_BTD if self.b_out_D is None else out_BTD + use(self.b_out_D, "D", dtype)[None, None]
@@ -136,7 +134,7 @@ class Block(nnx.Module):
         self.attention_norm = Norm(config, "L")
         self.attention = Attention(config)
         self.mlp_norm = Norm(config, "L")
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(config) if config.experts is None else Moe(config)
 
     def __call__(
         self,
@@ -146,20 +144,34 @@ class Block(nnx.Module):
         *,
         causal: bool,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The block's output and its keys and values, for a cache."""
-        config = self.config
+    ) -> tuple[jax.Array, jax.Array, jax.Array, RouterSums | None]:
+        """The block's output, its keys and values for a cache, and what its router has to say."""
+        rate = self.config.dropout
         normed_BTD = self.attention_norm.whole(h_BTD)
         q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(normed_BTD, positions_BT, decoding=False)
-        o_BTNH = attention(
-            q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT,
-            causal=causal, kernel=config.attention, window=config.window, soft_cap=config.soft_cap,
-        )  # fmt: skip
+        o_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, causal=causal)
         keys = (None, None) if key is None else jax.random.split(key)
-        h_BTD += dropout(self.attention.project(o_BTNH, decoding=False), config.dropout, keys[0])
-        normed_BTD = self.mlp_norm.whole(h_BTD)
-        h_BTD += dropout(self.mlp(normed_BTD, decoding=False), config.dropout, keys[1])
-        return h_BTD, k_BTKH, v_BTKH
+        h_BTD += dropout(self.attention.project(o_BTNH, decoding=False), rate, keys[0])
+        out_BTD, router = self._mlp(h_BTD, segments_BT > 0, decoding=False)
+        h_BTD += dropout(out_BTD, rate, keys[1])
+        return h_BTD, k_BTKH, v_BTKH, router
+
+    def _attend(
+        self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array, *, causal: bool
+    ) -> jax.Array:
+        config = self.config
+        about = {"causal": causal, "window": config.window, "soft_cap": config.soft_cap}
+        if config.context_attention == "ring":
+            return ring_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, **about)
+        return attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, **about, kernel=config.attention)
+
+    def _mlp(self, h_BTD: jax.Array, real_BT: jax.Array, *, decoding: bool) -> tuple[jax.Array, RouterSums | None]:
+        """What the MLP adds to the residual stream, and what its router has to say."""
+        if isinstance(self.mlp, Moe):
+            normed_BTD = reshard(self.mlp_norm(h_BTD), dims.act_spec("BTD", decoding=decoding))
+            return self.mlp(normed_BTD, real_BT, decoding=decoding)
+        normed_BTD = self.mlp_norm(h_BTD) if decoding else self.mlp_norm.whole(h_BTD)
+        return self.mlp(normed_BTD, decoding=decoding), None
 
     def decode(
         self,
@@ -183,4 +195,5 @@ class Block(nnx.Module):
             window=self.config.window, soft_cap=self.config.soft_cap,
         )  # fmt: skip
         h_BTD += self.attention.project(o_BTNH, decoding=True)
-        return h_BTD + self.mlp(self.mlp_norm(h_BTD), decoding=True), k_BKSH, v_BKSH
+        out_BTD, _ = self._mlp(h_BTD, here_BT > 0, decoding=True)
+        return h_BTD + out_BTD, k_BKSH, v_BKSH

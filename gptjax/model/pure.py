@@ -100,7 +100,7 @@ def _init(module: nnx.Module, key: jax.Array) -> Params:
     for path, variable in _variables(module):
         about = variable.get_metadata()
         struct = variable.get_value()
-        spec = dims.param_spec(about["letters"])
+        spec = dims.param_spec(about["letters"], struct.shape)
         own_key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
         noise = jax.random.normal(own_key, struct.shape, struct.dtype, out_sharding=spec)
         values[path] = about["mean"] + about["std"] * noise
@@ -109,7 +109,11 @@ def _init(module: nnx.Module, key: jax.Array) -> Params:
 
 def _gather(module: nnx.Module, dtype: Any, params: Params) -> Params:
     letters = _metadata(module, "letters")
-    return jax.tree.map(lambda param, letter: reshard(param.astype(dtype), dims.gathered_spec(letter)), params, letters)
+
+    def gathered(param: jax.Array, letter: str) -> jax.Array:
+        return reshard(param.astype(dtype), dims.gathered_spec(letter, param.shape))
+
+    return jax.tree.map(gathered, params, letters)
 
 
 def _nested(flat: dict[tuple[str, ...], Any]) -> Params:

@@ -7,10 +7,11 @@ from jax.sharding import reshard
 
 from gptjax import dims
 from gptjax.model.config import ModelConfig
-from gptjax.model.layers import Block, Norm, declare, dropout, use
+from gptjax.model.layers import Block, Norm, dropout
+from gptjax.model.parameters import declare, use
 from gptjax.nn.embedding import lookup, unembed
 from gptjax.nn.kernels import SAVED
-from gptjax.types import Cache
+from gptjax.types import Cache, RouterSums
 
 _REMAT = {
     "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -44,16 +45,16 @@ class Transformer(nnx.Module):
         *,
         causal: bool = True,
         key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Hidden states f[B, T, D] after the final norm."""
-        h_BTD, _ = self._blocks(tokens_BT, segments_BT, positions_BT, causal, key, keep_cache=False)
-        return h_BTD
+    ) -> tuple[jax.Array, RouterSums | None]:
+        """Hidden states f[B, T, D] after the final norm, and the routers' sums, over layers, if there are experts."""
+        h_BTD, _, router = self._blocks(tokens_BT, segments_BT, positions_BT, causal, key, keep_cache=False)
+        return h_BTD, router
 
     def prefill(
         self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, *, slots: int
     ) -> tuple[Cache, jax.Array]:
         """Hidden states of the prompt, and a cache with room for `slots` positions whose first T are filled."""
-        h_BTD, kept = self._blocks(tokens_BT, segments_BT, positions_BT, True, None, keep_cache=True)
+        h_BTD, kept, _ = self._blocks(tokens_BT, segments_BT, positions_BT, True, None, keep_cache=True)
         assert kept is not None
         room = [(0, 0), (0, 0), (0, slots - tokens_BT.shape[1]), (0, 0)]
 
@@ -97,13 +98,25 @@ class Transformer(nnx.Module):
             params, number = layer
             layer_key = None if key is None else jax.random.fold_in(key, number)
             block = nnx.merge(graph, params)
-            h_BTD, k_BTKH, v_BTKH = block(h_BTD, segments_BT, positions_BT, causal=causal, key=layer_key)
-            return h_BTD, (k_BTKH, v_BTKH) if keep_cache else None
+            h_BTD, k_BTKH, v_BTKH, router = block(h_BTD, segments_BT, positions_BT, causal=causal, key=layer_key)
+            return h_BTD, ((k_BTKH, v_BTKH) if keep_cache else None, router)
 
         if policy := _REMAT.get(self.config.remat):
             body = jax.checkpoint(body, policy=policy)
         h_BTD = reshard(self.embed(tokens_BT, positions_BT), dims.residual_spec(spread=self.config.spread_norms))
         if key is not None:
             h_BTD = dropout(h_BTD, self.config.dropout, jax.random.fold_in(key, self.config.layers))
-        h_BTD, cache = jax.lax.scan(body, h_BTD, (blocks, numbers), unroll=self.config.unroll)
-        return reshard(self.final_norm(h_BTD), dims.act_spec("BTD")), cache
+        h_BTD, (cache, routers) = jax.lax.scan(body, h_BTD, (blocks, numbers), unroll=self.config.unroll)
+        h_BTD = reshard(self.final_norm(h_BTD), dims.act_spec("BTD"))
+        return h_BTD, cache, None if routers is None else _over_layers(routers)
+
+
+def _over_layers(routers: RouterSums) -> RouterSums:
+    """Losses as means over layers, so that a coefficient means the same at any depth; counts as sums."""
+    return RouterSums(
+        loss=jnp.mean(routers.loss),
+        balance=jnp.mean(routers.balance),
+        z=jnp.mean(routers.z),
+        dropped=jnp.sum(routers.dropped),
+        choices=jnp.sum(routers.choices),
+    )

@@ -19,10 +19,10 @@ def gathered(x: jax.Array, letters: str) -> jax.Array:
     crosses `data`; left to itself XLA may sum all of it everywhere, which takes twice the bytes over `fsdp`.
 
     Args:
-        x: float[letters], laid out as `dims.param_spec(letters)` or as `dims.gathered_spec(letters)`.
+        x: float[letters], laid out as `dims.gathered_spec(letters)`, or brought to `dims.param_spec(letters)` first.
         letters: its dimensions.
     """
-    stored, whole = dims.param_spec(letters), dims.gathered_spec(letters)
+    stored, whole = dims.param_spec(letters, x.shape), dims.gathered_spec(letters, x.shape)
     after = PartitionSpec(*whole, reduced=frozenset(_SUMMED))
     if stored == whole or jax.typeof(x).sharding.spec in (whole, after):
         return x
@@ -31,7 +31,7 @@ def gathered(x: jax.Array, letters: str) -> jax.Array:
         piece = jax.lax.pcast(piece, tuple(axis for axis in _SUMMED if axis != "fsdp"), to="reduced")
         return jax.lax.all_gather(piece, "fsdp", axis=letters.index("D"), tiled=True, to="reduced")
 
-    return jax.shard_map(local, in_specs=stored, out_specs=after)(x)
+    return jax.shard_map(local, in_specs=stored, out_specs=after)(jax.sharding.reshard(x, stored))
 
 
 def gathered_rows(x_BTD: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Muon: momentum whose matrices are orthogonalised."""
 
+import math
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import PartitionSpec, reshard
 from gptjax.types import Params
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_REDUCED = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1}  # how many leading dims the matrix multiplies away
+_REDUCED = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1, "DE": 1}  # how many leading dims the matrix multiplies away
 
 
 def scale_by_muon(letters: Params, *, momentum: float = 0.95, steps: int = 5) -> optax.GradientTransformation:
@@ -19,7 +20,7 @@ def scale_by_muon(letters: Params, *, momentum: float = 0.95, steps: int = 5) ->
     The momentum is stored in the layout of its parameter; each matrix is gathered while it is orthogonalised.
 
     Args:
-        letters: dimensions of each parameter, "LDNH" and the like; the leading L counts matrices.
+        letters: dimensions of each parameter, "LDNH" and the like; leading L and E count matrices.
         momentum: decay of the gradient average.
         steps: Newton-Schulz iterations.
 
@@ -50,12 +51,10 @@ def orthogonalised(x_LAB: jax.Array, steps: int) -> jax.Array:
 def _orthogonalised_leaf(x: Any, letters: str, steps: int) -> Any:
     if isinstance(x, optax.MaskedNode):
         return x
-    reduced = _REDUCED[letters.removeprefix("L")]
-    sizes = x.shape[1:]
-    rows = 1
-    for size in sizes[:reduced]:
-        rows *= size
+    matrix = letters.removeprefix("L").removeprefix("E")
+    first = len(letters) - len(matrix)
+    number, rows = (math.prod(sizes) for sizes in (x.shape[:first], x.shape[first : first + _REDUCED[matrix]]))
     whole = reshard(x, PartitionSpec(*(None,) * x.ndim))
-    matrices_LAB = whole.reshape(x.shape[0], rows, -1)
+    matrices_LAB = whole.reshape(number, rows, -1)
     scale = 0.2 * max(matrices_LAB.shape[1:]) ** 0.5
     return reshard((scale * orthogonalised(matrices_LAB, steps)).reshape(x.shape), jax.typeof(x).sharding.spec)

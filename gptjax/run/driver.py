@@ -63,6 +63,7 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
             optimizer=experiment.optimizer,
             steps=experiment.steps,
             batch_size=experiment.batch_size,
+            microbatches=experiment.microbatches,
             seed=experiment.seed,
             folder=folder,
             mesh=mesh,

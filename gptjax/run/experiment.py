@@ -1,6 +1,7 @@
 """Experiment and Recipe: the frozen root configs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import ModuleType
 
 from jax.sharding import Mesh
@@ -39,6 +40,7 @@ class Experiment:
     task: objective and data.  model, optimizer, mesh: see their classes.
     steps: updates in all.  batch_size: rows (pre-training, fine-tuning), prompts (reward, PPO, GRPO) or pairs (DPO) of
     a batch.
+    microbatches: pieces in which each gradient is computed: memory of one, the same result.
     seed: of everything random.  evaluate_every: steps between held-out evaluations (None: at the end only).
     save_every: steps between checkpoints (PPO, GRPO: rounded up to whole rollouts).  keep: newest checkpoints kept.
     criteria: what the finished stage must show; the report says whether it does.
@@ -50,6 +52,7 @@ class Experiment:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     steps: int
     batch_size: int
+    microbatches: int = 1
     seed: int = 0
     evaluate_every: int | None = None
     save_every: int = 100
@@ -57,7 +60,7 @@ class Experiment:
     criteria: tuple[Criterion, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "save_every", "keep"):
+        for name in ("steps", "batch_size", "microbatches", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.evaluate_every is not None and self.evaluate_every < 1:
@@ -85,26 +88,33 @@ def task_kind(experiment: Experiment) -> str:
 
 def build_task(experiment: Experiment, setup: Setup) -> Task:
     """The experiment's task, with its data at hand."""
-    return _BUILDERS[type(experiment.task)].build(experiment.task, setup)
+    task = _BUILDERS[type(experiment.task)].build(experiment.task, setup)
+    return replace(task, step=partial(task.step, microbatches=experiment.microbatches))
 
 
 def outline_task(experiment: Experiment, setup: Setup) -> Outline:
     """What of the task follows from its settings alone."""
-    return _BUILDERS[type(experiment.task)].outline(experiment.task, setup)
+    made = _BUILDERS[type(experiment.task)].outline(experiment.task, setup)
+    return replace(made, step=partial(made.step, microbatches=experiment.microbatches))
 
 
 def check_layout(experiment: Experiment, mesh: Mesh) -> None:
-    """Raise ValueError, naming both numbers, if a mesh axis does not divide what it spreads."""
+    """Raise ValueError, naming both numbers, if a mesh axis does not divide what it spreads.
+
+    Key-value heads may be fewer than `tensor`: then each is held by several devices (gptjax.dims.kv_copies).
+    """
     sizes, task = experiment.model.sizes, experiment.task
     rows = batch_rows(mesh)
     spread = [
         ("batch_size", experiment.batch_size, "data x fsdp x expert", rows),
         ("model.width", sizes["D"], "fsdp", mesh.shape["fsdp"]),
         ("model.heads", sizes["N"], "tensor", mesh.shape["tensor"]),
-        ("model.kv_heads", sizes["K"], "tensor", mesh.shape["tensor"]),
+        ("model.experts", sizes.get("E", 0), "expert", mesh.shape["expert"]),
         ("model.hidden", sizes["F"], "tensor", mesh.shape["tensor"]),
         ("model.vocab_size", sizes["V"], "tensor", mesh.shape["tensor"]),
     ]
+    if mesh.shape["tensor"] % sizes["K"]:
+        spread.append(("model.kv_heads", sizes["K"], "tensor", mesh.shape["tensor"]))
     context = mesh.shape["context"]
     axes = "context"
     if experiment.model.spread_norms:
@@ -120,3 +130,23 @@ def check_layout(experiment: Experiment, mesh: Mesh) -> None:
     for name, size, axis, pieces in spread:
         if size % pieces:
             raise ValueError(f"{name} {size} is not a multiple of the mesh's {axis} {pieces}: change one of them")
+    _check_microbatches(experiment, rows)
+
+
+def _check_microbatches(experiment: Experiment, pieces: int) -> None:
+    """Raise ValueError if the rows of an update do not make that many microbatches, or these do not fill the mesh."""
+    name, size = "batch_size", experiment.batch_size
+    for kind in ("ppo", "grpo"):
+        if config := getattr(experiment.task, kind, None):
+            name, size = f"task.{kind}.prompts / task.{kind}.minibatches", config.prompts // config.minibatches
+            if kind == "grpo":
+                name, size = f"{name} x task.grpo.group_size", size * config.group_size
+    if size % experiment.microbatches:
+        raise ValueError(
+            f"{name} {size} is not a multiple of microbatches {experiment.microbatches}: change one of them"
+        )
+    if size // experiment.microbatches % pieces:
+        raise ValueError(
+            f"{name} / microbatches {size // experiment.microbatches} is not a multiple of the mesh's "
+            f"data x fsdp x expert {pieces}: change one of them"
+        )

@@ -155,7 +155,8 @@ class _Program:
 def _programs(experiment: Experiment, mesh: Mesh) -> Iterator[tuple[str, _Program]]:
     setup = Setup(
         model=experiment.model, optimizer=experiment.optimizer, steps=experiment.steps,
-        batch_size=experiment.batch_size, seed=experiment.seed, folder=Path(), mesh=mesh, stage_folder=Path,
+        batch_size=experiment.batch_size, microbatches=experiment.microbatches,
+        seed=experiment.seed, folder=Path(), mesh=mesh, stage_folder=Path,
     )  # fmt: skip
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         made: Outline = outline_task(experiment, setup)

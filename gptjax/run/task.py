@@ -21,6 +21,7 @@ class Setup:
     optimizer: OptimizerConfig
     steps: int
     batch_size: int
+    microbatches: int = 1
     seed: int
     folder: Path
     mesh: Mesh
@@ -61,7 +62,7 @@ class Task:
     host between two jitted calls; not pure if the program is not (None: `collect` does it all).
     collect(state, frozen_models, batch, key) -> what `step` takes; pure; the identity outside reinforcement learning.
     frozen_models: arrays that `collect` reads and nobody changes.
-    step(state, batch) -> (state, metrics); pure.
+    step(state, batch, *, microbatches=1) -> (state, metrics); pure.
     updates_per_batch: steps on one collected batch; saves fall between batches.
     evaluate(state) -> held-out figures by name, run every `evaluate_every` steps and at the end.
     finish(state) -> (state, evaluation): last touch on the state and everything that the report shows.
@@ -76,7 +77,7 @@ class Task:
     answered: Callable[[TrainState, Any, jax.Array, int], Any] | None = None
     collect: Callable[[TrainState, Any, Any, jax.Array], Any] | None = None
     frozen_models: Any = field(default_factory=dict)
-    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    step: Callable[..., tuple[TrainState, Metrics]]
     updates_per_batch: int = 1
     evaluate: Callable[[TrainState], dict[str, float]]
     finish: Callable[[TrainState], tuple[TrainState, dict[str, Any]]]

@@ -10,8 +10,10 @@ import optax
 from gptjax import dims
 from gptjax.losses.cross_entropy import row_logp
 from gptjax.losses.dpo import DpoKind, check_dpo, dpo_loss
+from gptjax.train.accumulate import accumulated, totals
+from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance
-from gptjax.types import Metrics, Model, Params, PreferenceBatch, TrainState
+from gptjax.types import Metrics, Model, Params, PreferenceBatch, RouterSums, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,12 @@ def response_logps(
 
     One forward pass over B x C rows, without dropout. What counts follows from the lengths, not from token ids.
     """
+    return _response_logps(params, frozen, batch, model, loss_chunks)[0]
+
+
+def _response_logps(
+    params: Params, frozen: Params, batch: PreferenceBatch, model: Model, loss_chunks: int
+) -> tuple[jax.Array, RouterSums | None]:
     batch_size, candidates, length = batch.tokens_BCT.shape
     rows, spec = batch_size * candidates, dims.act_spec("BT")
     tokens_BT, targets_BT = (
@@ -54,19 +62,24 @@ def response_logps(
     index_BT = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (rows, length), out_sharding=spec)
     segments_BT = (index_BT < lengths_B[:, None]).astype(jnp.int32)
     mask_BT = (index_BT >= first_B[:, None] - 1) & (index_BT < lengths_B[:, None] - 1)
-    h_BTD = model.hidden(params, frozen, tokens_BT, segments_BT, index_BT)
+    h_BTD, router = model.hidden(params, frozen, tokens_BT, segments_BT, index_BT)
     unembed = partial(model.unembed, model.gather_unembedding(params), frozen)
     logp_B = row_logp(unembed, h_BTD, targets_BT, mask_BT, chunks=loss_chunks)
-    return jnp.reshape(logp_B, (batch_size, candidates), out_sharding=dims.act_spec("BC"))
+    return jnp.reshape(logp_B, (batch_size, candidates), out_sharding=dims.act_spec("BC")), router
 
 
 def dpo_sums(
     params: Params, frozen: Params, batch: PreferenceBatch, *, model: Model, config: DpoConfig
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """(loss_sum, n_pairs, aux) of `dpo_loss`; a pair with an empty response does not count."""
-    logp_BC = response_logps(params, frozen, batch, model=model, loss_chunks=config.loss_chunks)
-    lengths_BC = batch.lengths_BC - batch.prompt_lengths_B[:, None]
-    return dpo_loss(
+    return _dpo_sums(params, frozen, batch, model, config)[0]
+
+
+def _dpo_sums(params: Params, frozen: Params, batch: PreferenceBatch, model: Model, config: DpoConfig):
+    """(what `dpo_sums` returns, the routers' sums)."""
+    logp_BC, router = _response_logps(params, frozen, batch, model, config.loss_chunks)
+    lengths_BC = _response_lengths(batch)
+    sums = dpo_loss(
         logp_BC,
         batch.logp_ref_BC,
         jnp.all(lengths_BC > 0, axis=1),
@@ -75,6 +88,11 @@ def dpo_sums(
         label_smoothing=config.label_smoothing,
         lengths_BC=lengths_BC if config.length_averaged else None,
     )
+    return sums, router
+
+
+def _response_lengths(batch: PreferenceBatch) -> jax.Array:
+    return batch.lengths_BC - batch.prompt_lengths_B[:, None]
 
 
 def dpo_step(
@@ -84,6 +102,7 @@ def dpo_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     config: DpoConfig,
+    microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update; dropout is off, as in the pass that made the reference's log-probabilities.
 
@@ -91,17 +110,23 @@ def dpo_step(
         state: params of `model`.
         batch: pairs with the reference's log-probabilities.
         config: DPO's settings.
+        microbatches: pieces in which the gradient is computed.
 
     Source: Rafailov et al. 2023, arXiv:2305.18290.
     """
 
-    def loss_fn(params):
-        loss_sum, n_pairs, aux = dpo_sums(params, state.frozen, batch, model=model, config=config)
-        return loss_sum / jnp.maximum(n_pairs, 1), (n_pairs, aux)
+    rows, n_pairs = batch.lengths_BC.size, jnp.sum(jnp.all(_response_lengths(batch) > 0, axis=1))
+    count = jnp.maximum(n_pairs, 1)
 
-    (loss, (n_pairs, aux)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    metrics = {
-        "dpo/loss": loss,
+    def share(params, batch, number):
+        del number
+        (loss_sum, _, aux), router = _dpo_sums(params, state.frozen, batch, model, config)
+        return loss_sum / count + router_loss(router, rows), (loss_sum, aux, router)
+
+    grads, stacked = accumulated(share, state.params, batch, microbatches)
+    loss_sum, aux, router = totals(stacked)
+    metrics = router_metrics(router, rows) | {
+        "dpo/loss": loss_sum / count,
         "dpo/pairs": n_pairs,
         "dpo/tokens": jnp.sum(batch.lengths_BC),
         "optim/grad_norm": optax.tree.norm(grads),

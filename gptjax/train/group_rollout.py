@@ -48,8 +48,8 @@ def collect_groups(
     tokens_BT, segments_BT, positions_BT = full_rows(prompts, tokens_BR, mask_BR)
     rows = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "positions_BT": positions_BT}
     logp = partial(response_logp, policy, rows=rows, responses=tokens_BR.shape[1], temperature=config.temperature)
-    logp_old_BR, _ = logp(params=state.params, frozen=state.frozen)
-    logp_ref_BR, _ = logp(params=frozen_models["reference"], frozen=state.frozen)
+    logp_old_BR, _, _ = logp(params=state.params, frozen=state.frozen)
+    logp_ref_BR, _, _ = logp(params=frozen_models["reference"], frozen=state.frozen)
     ended_B = jnp.any(mask_BR & (tokens_BR == end_id), axis=1)
     scores_B = answer_scores(drawn, scalar, frozen_models, state.frozen, rows)
     grouped = partial(_grouped, group_size=config.group_size)

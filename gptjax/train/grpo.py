@@ -11,7 +11,9 @@ from jax.sharding import PartitionSpec, reshard
 from gptjax import dims
 from gptjax.losses.groups import Aggregation, aggregated, clipped_surrogate, constant_groups, kl_token_loss
 from gptjax.losses.policy import kl_estimates, masked_sum
+from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.response import response_logp
+from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance
 from gptjax.types import GroupRollout, Metrics, Model, Params, TrainState
 
@@ -123,6 +125,7 @@ def grpo_step(
     policy: Model,
     optimizer: optax.GradientTransformation,
     config: GrpoConfig,
+    microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update of the policy on the next minibatch of whole groups; which one follows from the state's key and step.
 
@@ -131,16 +134,21 @@ def grpo_step(
         rollout: made by the policy as it was `state.step % config.updates` updates ago.
         policy: the language model.
         config: settings; config.loss chooses GRPO or RLOO.
+        microbatches: pieces in which the gradient is computed, cut along answers.
 
     Source: Shao et al. 2024, arXiv:2402.03300; Ahmadian et al. 2024, arXiv:2402.14740 (RLOO).
     """
     batch = group_minibatch(state, rollout, config)
-    rows = GroupRollout(**{name: _flat(x) for name, x in vars(batch).items()})
+    flat = GroupRollout(**{name: _flat(x) for name, x in vars(batch).items()})
+    rows, count = flat.mask_BCR.shape[0], jnp.maximum(_count(flat, config), 1)
 
-    def loss_fn(params):
-        return _loss(params, state, rows, policy, config)
+    def share(params, rollout, number):
+        del number
+        loss_sum, aux, router = _loss_sum(params, state, rollout, policy, config)
+        return loss_sum / count + router_loss(router, rows), (aux, router)
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, (aux, routers) = accumulated(share, state.params, flat, microbatches)
+    metrics = _update_metrics(totals(aux), count) | router_metrics(totals(routers), rows)
     metrics |= _rollout_metrics(rollout) | {"optim/grad_norm": optax.tree.norm(grads)}
     return advance(state, grads, optimizer), metrics
 
@@ -167,10 +175,20 @@ def _flat(x: jax.Array) -> jax.Array:
     return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=PartitionSpec(batch_spec, *rest))
 
 
-def _loss(params: Params, state: TrainState, rows: GroupRollout, policy: Model, config: GrpoConfig):
-    """(loss, metrics) of flat rows, whose fields have lost their C."""
+def _count(rows: GroupRollout, config: GrpoConfig) -> jax.Array:
+    """What the loss of flat rows is divided by: answers, tokens or answers times the longest."""
+    mask_BR = rows.mask_BCR & rows.counted_BC[:, None]
+    if isinstance(config.loss, RlooLoss):
+        return jnp.sum(jnp.any(mask_BR, axis=1))
+    return aggregated(
+        jnp.zeros_like(rows.logp_old_BCR), mask_BR, config.loss.aggregation, longest=config.response_tokens
+    )[1]
+
+
+def _loss_sum(params: Params, state: TrainState, rows: GroupRollout, policy: Model, config: GrpoConfig):
+    """(loss_sum, aux, routers' sums) of flat rows, whose fields have lost their C."""
     tokens = {"tokens_BT": rows.tokens_BCT, "segments_BT": rows.segments_BCT, "positions_BT": rows.positions_BCT}
-    logp_BR, entropy_BR = response_logp(
+    logp_BR, entropy_BR, router = response_logp(
         policy,
         params=params,
         frozen=state.frozen,
@@ -181,43 +199,28 @@ def _loss(params: Params, state: TrainState, rows: GroupRollout, policy: Model, 
     mask_BR = rows.mask_BCR & rows.counted_BC[:, None]
     how = config.loss
     if isinstance(how, RlooLoss):
-        loss, aux = _rloo_loss(logp_BR, mask_BR, rows, how)
+        loss_sum, aux = _rloo_sum(logp_BR, mask_BR, rows, how)
     else:
-        loss, aux = _grpo_loss(logp_BR, mask_BR, rows, how, config)
-    tokens_or_answers = jnp.maximum(aux.pop("terms"), 1)
-    shared = ("clipped_low", "clipped_high", "k3", "ratio")
-    metrics = {f"grpo/{_NAMES[name]}": aux.pop(name) / tokens_or_answers for name in shared}
-    metrics |= {f"grpo/{name}": value for name, value in aux.items()}
-    entropy = masked_sum(entropy_BR, mask_BR) / jnp.maximum(jnp.sum(mask_BR), 1)
-    return loss, metrics | {"grpo/entropy_nats_per_token": entropy}
+        loss_sum, aux = _grpo_sum(logp_BR, mask_BR, rows, how, config)
+    return loss_sum, aux | {"entropy": masked_sum(entropy_BR, mask_BR), "tokens": jnp.sum(mask_BR)}, router
 
 
-_NAMES = {
-    "clipped_low": "clip_low_fraction",
-    "clipped_high": "clip_high_fraction",
-    "k3": "approx_kl_k3_nats",
-    "ratio": "ratio_mean",
-}
-
-
-def _grpo_loss(logp_BR, mask_BR, rows: GroupRollout, how: GrpoLoss, config: GrpoConfig):
+def _grpo_sum(logp_BR, mask_BR, rows: GroupRollout, how: GrpoLoss, config: GrpoConfig):
     """A clipped ratio for each token, and the KL if it is a loss."""
     advantages_BR = jnp.broadcast_to(rows.advantages_BC[:, None], logp_BR.shape)
     loss_BR, aux = clipped_surrogate(
         logp_BR, rows.logp_old_BCR, advantages_BR, mask_BR, clip_low=how.clip_low, clip_high=how.clip_high
     )
-    loss_sum, count = aggregated(loss_BR, mask_BR, how.aggregation, longest=config.response_tokens)
-    loss = loss_sum / jnp.maximum(count, 1)
-    aux |= {"policy_loss": loss, "terms": jnp.sum(mask_BR)}
+    policy_sum, _ = aggregated(loss_BR, mask_BR, how.aggregation, longest=config.response_tokens)
+    aux |= {"policy_loss": policy_sum, "terms": jnp.sum(mask_BR)}
     if how.kl == "k1_in_reward":
-        return loss, aux
+        return policy_sum, aux
     kl_BR = kl_token_loss(logp_BR, rows.logp_old_BCR, rows.logp_ref_BCR, mask_BR, kind=how.kl)
     kl_sum, _ = aggregated(kl_BR, mask_BR, how.aggregation, longest=config.response_tokens)
-    kl_loss = kl_sum / jnp.maximum(count, 1)
-    return loss + config.kl_coefficient * kl_loss, aux | {"kl_loss_nats": kl_loss}
+    return policy_sum + config.kl_coefficient * kl_sum, aux | {"kl_loss_nats": kl_sum}
 
 
-def _rloo_loss(logp_BR, mask_BR, rows: GroupRollout, how: RlooLoss):
+def _rloo_sum(logp_BR, mask_BR, rows: GroupRollout, how: RlooLoss):
     """A ratio, or a log-probability, for each answer."""
     counted_B = jnp.any(mask_BR, axis=1)
     logp_B, logp_old_B = (jnp.sum(jnp.where(mask_BR, x, 0.0), axis=1) for x in (logp_BR, rows.logp_old_BCR))
@@ -226,9 +229,24 @@ def _rloo_loss(logp_BR, mask_BR, rows: GroupRollout, how: RlooLoss):
     )
     if how.surrogate == "reinforce":
         loss_B = -rows.advantages_BC * logp_B
-    answers = jnp.sum(counted_B)
-    loss = masked_sum(loss_B, counted_B) / jnp.maximum(answers, 1)
-    return loss, aux | {"policy_loss": loss, "terms": answers}
+    loss_sum = masked_sum(loss_B, counted_B)
+    return loss_sum, aux | {"policy_loss": loss_sum, "terms": jnp.sum(counted_B)}
+
+
+def _update_metrics(sums: dict[str, jax.Array], count: jax.Array) -> Metrics:
+    """Means over tokens or answers, from the sums over them."""
+    terms = jnp.maximum(sums["terms"], 1)
+    metrics = {
+        "grpo/clip_low_fraction": sums["clipped_low"] / terms,
+        "grpo/clip_high_fraction": sums["clipped_high"] / terms,
+        "grpo/approx_kl_k3_nats": sums["k3"] / terms,
+        "grpo/ratio_mean": sums["ratio"] / terms,
+        "grpo/ratio_min": sums["ratio_min"],
+        "grpo/ratio_max": sums["ratio_max"],
+        "grpo/entropy_nats_per_token": sums["entropy"] / jnp.maximum(sums["tokens"], 1),
+    }
+    losses = ("policy_loss", "kl_loss_nats")
+    return metrics | {f"grpo/{name}": sums[name] / count for name in losses if name in sums}
 
 
 def _rollout_metrics(rollout: GroupRollout) -> Metrics:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.losses.cross_entropy import chunked_nll
+from gptjax.train.accumulate import accumulated, totals
+from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance, step_key
 from gptjax.types import LmBatch, Metrics, Model, TrainState
 
@@ -20,6 +22,7 @@ def lm_step(
     z_loss: float = 0.0,
     loss_chunks: int = 1,
     dropout: bool = False,
+    microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One next-token update. Pure: jit, mesh, donation and logging belong to the driver.
 
@@ -29,18 +32,22 @@ def lm_step(
         z_loss: coefficient of the mean squared log-sum-exp, kept apart from the cross-entropy in the metrics.
         loss_chunks: pieces in which the logits are computed.
         dropout: drop out at the model's rate.
+        microbatches: pieces in which the gradient is computed.
     """
-    key = step_key(state) if dropout else None
+    rows, count = batch.tokens_BT.shape[0], jnp.maximum(jnp.sum(batch.weights_BT), 1.0)
 
-    def loss_fn(params):
-        h_BTD = model.hidden(params, state.frozen, batch.tokens_BT, batch.segments_BT, batch.positions_BT, key=key)
+    def share(params, batch, number):
+        key = step_key(state, number) if dropout else None
+        hidden = partial(model.hidden, params, state.frozen, key=key)
+        h_BTD, router = hidden(batch.tokens_BT, batch.segments_BT, batch.positions_BT)
         unembed = partial(model.unembed, model.gather_unembedding(params), state.frozen)
         sums = chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=loss_chunks)
-        count = jnp.maximum(sums.weight_sum, 1.0)
-        return (sums.nll_sum + z_loss * sums.z_sum) / count, jax.tree.map(lambda x: x / count, sums)
+        return (sums.nll_sum + z_loss * sums.z_sum) / count + router_loss(router, rows), (sums, router)
 
-    (_, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    metrics = {
+    grads, aux = accumulated(share, state.params, batch, microbatches)
+    sums, router = totals(aux)
+    means = jax.tree.map(lambda x: x / count, sums)
+    metrics = router_metrics(router, rows) | {
         "lm/nats_per_token": means.nll_sum,
         "lm/z_nats2": means.z_sum,
         "lm/accuracy": means.correct_sum,
@@ -52,6 +59,6 @@ def lm_step(
 
 def lm_sums(state: TrainState, batch: LmBatch, *, model: Model, loss_chunks: int = 1):
     """Held-out sums of a batch (no dropout, no z-loss), to be added over batches before dividing."""
-    h_BTD = model.hidden(state.params, state.frozen, batch.tokens_BT, batch.segments_BT, batch.positions_BT)
+    h_BTD, _ = model.hidden(state.params, state.frozen, batch.tokens_BT, batch.segments_BT, batch.positions_BT)
     unembed = partial(model.unembed, state.params, state.frozen)
     return chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=loss_chunks)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.losses.cross_entropy import NllSums, chunked_nll
+from gptjax.train.accumulate import accumulated, totals
+from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance, step_key
-from gptjax.types import LmBatch, Metrics, Model, Params, TrainState
+from gptjax.types import LmBatch, Metrics, Model, Params, RouterSums, TrainState
 
 
 def mlm_step(
@@ -19,6 +21,7 @@ def mlm_step(
     optimizer: optax.GradientTransformation,
     loss_chunks: int = 1,
     dropout: bool = False,
+    microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update: guess each selected token from both sides of its own document. Without any, the loss is 0.
 
@@ -28,20 +31,22 @@ def mlm_step(
             (see gptjax.data.masking).
         loss_chunks: pieces in which the logits are computed.
         dropout: drop out at the model's rate.
+        microbatches: pieces in which the gradient is computed.
 
     Source: Devlin et al. 2019, arXiv:1810.04805, section 3.1.
     """
-    key = step_key(state) if dropout else None
+    rows, count = batch.tokens_BT.shape[0], jnp.maximum(jnp.sum(batch.weights_BT), 1.0)
 
-    def loss_fn(params):
-        sums = _sums(params, state.frozen, batch, model, loss_chunks, key)
-        count = jnp.maximum(sums.weight_sum, 1.0)
-        return sums.nll_sum / count, sums.correct_sum / count
+    def share(params, batch, number):
+        key = step_key(state, number) if dropout else None
+        sums, router = _sums(params, state.frozen, batch, model, loss_chunks, key)
+        return sums.nll_sum / count + router_loss(router, rows), (sums, router)
 
-    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    metrics = {
-        "mlm/nats_per_token": loss,
-        "mlm/accuracy": accuracy,
+    grads, aux = accumulated(share, state.params, batch, microbatches)
+    sums, router = totals(aux)
+    metrics = router_metrics(router, rows) | {
+        "mlm/nats_per_token": sums.nll_sum / count,
+        "mlm/accuracy": sums.correct_sum / count,
         "mlm/tokens": jnp.sum(batch.weights_BT),
         "mlm/row_tokens": jnp.sum(batch.segments_BT > 0),
         "optim/grad_norm": optax.tree.norm(grads),
@@ -51,11 +56,13 @@ def mlm_step(
 
 def mlm_sums(state: TrainState, batch: LmBatch, *, model: Model, loss_chunks: int = 1) -> NllSums:
     """Held-out sums of a batch (no dropout), to be added over batches before dividing."""
-    return _sums(state.params, state.frozen, batch, model, loss_chunks, None)
+    return _sums(state.params, state.frozen, batch, model, loss_chunks, None)[0]
 
 
-def _sums(params: Params, frozen: Params, batch: LmBatch, model: Model, chunks: int, key: jax.Array | None) -> NllSums:
+def _sums(
+    params: Params, frozen: Params, batch: LmBatch, model: Model, chunks: int, key: jax.Array | None
+) -> tuple[NllSums, RouterSums | None]:
     rows = batch.tokens_BT, batch.segments_BT, batch.positions_BT
-    h_BTD = model.hidden(params, frozen, *rows, causal=False, key=key)
+    h_BTD, router = model.hidden(params, frozen, *rows, causal=False, key=key)
     unembed = partial(model.unembed, model.gather_unembedding(params), frozen)
-    return chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=chunks)
+    return chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=chunks), router

@@ -19,8 +19,10 @@ from gptjax.losses.policy import (
     masked_sum,
 )
 from gptjax.losses.returns import gae, whitened
+from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.response import hidden_logp, response_hidden, response_values
+from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance
 from gptjax.types import LmBatch, Metrics, Model, Params, Rollout, ScalarModel, TrainState, ValueHead
 
@@ -49,6 +51,7 @@ def ppo_step(
     optimizer: optax.GradientTransformation,
     config: PpoConfig,
     head: ValueHead | None = None,
+    microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update of policy and value on the next minibatch; which rows it has follows from the state's key and step.
 
@@ -63,30 +66,38 @@ def ppo_step(
         optimizer: acts on policy and value together; a separate value model's gradient does not mix with the policy's.
         config: PPO's settings.
         head: the value head on the policy's trunk, if there is one.
+        microbatches: pieces in which the gradient is computed.
 
     Source: Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, equation 2.
     """
     batch, pretrain = minibatch(state, rollout, config)
     batch = _with_advantages(batch, config)
+    rows, count = batch.mask_BR.shape[0], jnp.maximum(jnp.sum(batch.mask_BR), 1)
 
-    def loss_fn(params):
-        h_BRD = response_hidden(policy, params["policy"], state.frozen, _rows(batch), batch.mask_BR.shape[1])
-        policy_loss, policy_metrics = _policy_loss(params["policy"], state, h_BRD, batch, policy, config)
-        values_BR = (
-            response_values(scalar, params["value"], state.frozen, _rows(batch), batch.mask_BR.shape[1])
-            if head is None
-            else head.values(params["value"], h_BRD)
+    def share(params, batch, number):
+        del number
+        tokens, responses = _rows(batch), batch.mask_BR.shape[1]
+        h_BRD, router = response_hidden(policy, params["policy"], state.frozen, tokens, responses)
+        policy_sum, aux = _policy_sum(params["policy"], state, h_BRD, batch, policy, config)
+        if head is None:
+            values_BR, value_router = response_values(scalar, params["value"], state.frozen, tokens, responses)
+        else:
+            values_BR, value_router = head.values(params["value"], h_BRD), None
+        value_sum, _, value_aux = clipped_value_loss(
+            values_BR, batch.values_BR, batch.returns_BR, batch.mask_BR, clip=config.value_clip
         )
-        value_loss, value_metrics = _value_loss(values_BR, batch, config)
-        return policy_loss + config.value_coefficient * value_loss, policy_metrics | value_metrics
+        loss = policy_sum / count + config.value_coefficient * value_sum / count
+        loss += router_loss(router, rows) + router_loss(value_router, rows)
+        return loss, (aux | {"value_loss": value_sum, "value_clipped": value_aux["clipped"]}, router)
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, (aux, routers) = accumulated(share, state.params, batch, microbatches)
+    metrics = _update_metrics(totals(aux), batch, count) | router_metrics(totals(routers), rows)
     metrics |= {
         "optim/grad_norm_policy": optax.tree.norm(grads["policy"]),
         "optim/grad_norm_value": optax.tree.norm(grads["value"]),
     }
     if pretrain is not None:
-        grads, ptx_metrics = _with_pretraining(grads, state, pretrain, policy, config)
+        grads, ptx_metrics = _with_pretraining(grads, state, pretrain, policy, config, microbatches)
         metrics |= ptx_metrics
     kl = masked_sum(rollout.logp_old_BR - rollout.logp_ref_BR, rollout.mask_BR) / _scored_rows(rollout)
     stale = state.step // config.updates - rollout.version > config.max_lag
@@ -140,53 +151,51 @@ def _with_advantages(batch: Rollout, config: PpoConfig) -> Rollout:
     return dataclasses.replace(batch, advantages_BR=advantages_BR, returns_BR=returns_BR)
 
 
-def _policy_loss(params: Params, state, h_BRD, batch: Rollout, policy: Model, config: PpoConfig):
+def _policy_sum(params: Params, state, h_BRD, batch: Rollout, policy: Model, config: PpoConfig):
     logp_BR, entropy_BR = hidden_logp(policy, params, state.frozen, h_BRD, batch.tokens_BT, config.temperature)
     advantages_BR = batch.advantages_BR
     if config.importance_cap is not None:
         advantages_BR *= importance_weights(
             batch.logp_old_BR, batch.logp_sampler_BR, batch.mask_BR, cap=config.importance_cap
         )
-    loss_sum, n_tokens, aux = clipped_policy_loss(
-        logp_BR, batch.logp_old_BR, advantages_BR, batch.mask_BR, clip=config.clip
-    )
-    count = jnp.maximum(n_tokens, 1)
-    return loss_sum / count, {
-        "ppo/policy_loss": loss_sum / count,
-        "ppo/clip_fraction": aux["clipped"] / count,
-        "ppo/approx_kl_k2_nats": aux["k2"] / count,
-        "ppo/approx_kl_k3_nats": aux["k3"] / count,
-        "ppo/ratio_mean": aux["ratio"] / count,
-        "ppo/ratio_min": aux["ratio_min"],
-        "ppo/ratio_max": aux["ratio_max"],
-        "ppo/entropy_nats_per_token": masked_sum(entropy_BR, batch.mask_BR) / count,
-    }
+    loss_sum, _, aux = clipped_policy_loss(logp_BR, batch.logp_old_BR, advantages_BR, batch.mask_BR, clip=config.clip)
+    return loss_sum, aux | {"policy_loss": loss_sum, "entropy": masked_sum(entropy_BR, batch.mask_BR)}
 
 
-def _value_loss(values_BR: jax.Array, batch: Rollout, config: PpoConfig):
-    loss_sum, n_tokens, aux = clipped_value_loss(
-        values_BR, batch.values_BR, batch.returns_BR, batch.mask_BR, clip=config.value_clip
-    )
-    count = jnp.maximum(n_tokens, 1)
+def _update_metrics(sums: dict[str, jax.Array], batch: Rollout, count: jax.Array) -> Metrics:
+    """Means over the minibatch's tokens, from the sums over them."""
     error_variance = _variance(batch.returns_BR - batch.values_BR, batch.mask_BR)
     return_variance = _variance(batch.returns_BR, batch.mask_BR)
-    return loss_sum / count, {
-        "ppo/value_loss": loss_sum / count,
-        "ppo/value_clip_fraction": aux["clipped"] / count,
+    return {
+        "ppo/policy_loss": sums["policy_loss"] / count,
+        "ppo/clip_fraction": sums["clipped"] / count,
+        "ppo/approx_kl_k2_nats": sums["k2"] / count,
+        "ppo/approx_kl_k3_nats": sums["k3"] / count,
+        "ppo/ratio_mean": sums["ratio"] / count,
+        "ppo/ratio_min": sums["ratio_min"],
+        "ppo/ratio_max": sums["ratio_max"],
+        "ppo/entropy_nats_per_token": sums["entropy"] / count,
+        "ppo/value_loss": sums["value_loss"] / count,
+        "ppo/value_clip_fraction": sums["value_clipped"] / count,
         "ppo/explained_variance": 1.0 - error_variance / jnp.maximum(return_variance, 1e-8),
     }
 
 
-def _with_pretraining(grads: Params, state: TrainState, pretrain: LmBatch, policy: Model, config: PpoConfig):
+def _with_pretraining(
+    grads: Params, state: TrainState, pretrain: LmBatch, policy: Model, config: PpoConfig, microbatches: int
+):
     """The gradients with that of the pre-training loss accumulated into the policy's, and how large each is."""
+    rows, count = pretrain.tokens_BT.shape[0], jnp.maximum(jnp.sum(pretrain.weights_BT), 1.0)
 
-    def loss_fn(params):
-        h_BTD = policy.hidden(params, state.frozen, pretrain.tokens_BT, pretrain.segments_BT, pretrain.positions_BT)
-        unembed = partial(policy.unembed, params, state.frozen)
-        sums = chunked_nll(unembed, h_BTD, pretrain.targets_BT, pretrain.weights_BT)
-        return sums.nll_sum / jnp.maximum(sums.weight_sum, 1.0)
+    def share(params, batch, number):
+        del number
+        h_BTD, router = policy.hidden(params, state.frozen, batch.tokens_BT, batch.segments_BT, batch.positions_BT)
+        unembed = partial(policy.unembed, policy.gather_unembedding(params), state.frozen)
+        nll = chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT).nll_sum / count
+        return nll + router_loss(router, rows), nll
 
-    loss, own = jax.value_and_grad(loss_fn)(state.params["policy"])
+    own, losses = accumulated(share, state.params["policy"], pretrain, microbatches)
+    loss = totals(losses)
     norm, norm_policy = optax.tree.norm(own), optax.tree.norm(grads["policy"])
     total = jax.tree.map(lambda g, p: g + config.ptx_coefficient * p, grads["policy"], own)
     return grads | {"policy": total}, {

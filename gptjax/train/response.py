@@ -7,7 +7,7 @@ from jax.sharding import reshard
 
 from gptjax import dims
 from gptjax.losses.cross_entropy import token_logp
-from gptjax.types import Model, Params, ScalarModel
+from gptjax.types import Model, Params, RouterSums, ScalarModel
 
 
 def before_response(x: jax.Array, letters: str, responses: int) -> jax.Array:
@@ -22,10 +22,10 @@ def before_response(x: jax.Array, letters: str, responses: int) -> jax.Array:
 
 def response_hidden(
     model: Model, params: Params, frozen: Params, rows: dict[str, jax.Array], responses: int
-) -> jax.Array:
-    """float[B, R, D], the hidden state before each response token."""
-    h_BTD = model.hidden(params, frozen, rows["tokens_BT"], rows["segments_BT"], rows["positions_BT"])
-    return before_response(h_BTD, "BTD", responses)
+) -> tuple[jax.Array, RouterSums | None]:
+    """float[B, R, D], the hidden state before each response token, and the routers' sums."""
+    h_BTD, router = model.hidden(params, frozen, rows["tokens_BT"], rows["segments_BT"], rows["positions_BT"])
+    return before_response(h_BTD, "BTD", responses), router
 
 
 def hidden_logp(
@@ -39,15 +39,15 @@ def hidden_logp(
 
 def response_logp(
     model: Model, *, params: Params, frozen: Params, rows: dict[str, jax.Array], responses: int, temperature: float
-) -> tuple[jax.Array, jax.Array]:
-    """(logp_BR, entropy_BR) of the response tokens under `params`, in nats, at the sampling temperature."""
-    h_BRD = response_hidden(model, params, frozen, rows, responses)
-    return hidden_logp(model, params, frozen, h_BRD, rows["tokens_BT"], temperature)
+) -> tuple[jax.Array, jax.Array, RouterSums | None]:
+    """(logp_BR, entropy_BR, routers' sums) of the response tokens under `params`, nats at the sampling temperature."""
+    h_BRD, router = response_hidden(model, params, frozen, rows, responses)
+    return *hidden_logp(model, params, frozen, h_BRD, rows["tokens_BT"], temperature), router
 
 
 def response_values(
     model: ScalarModel, params: Params, frozen: Params, rows: dict[str, jax.Array], responses: int
-) -> jax.Array:
-    """f32[B, R], the critic's value before each response token."""
-    values_BT = model.values(params, frozen, rows["tokens_BT"], rows["segments_BT"], rows["positions_BT"])
-    return before_response(values_BT, "BT", responses)
+) -> tuple[jax.Array, RouterSums | None]:
+    """f32[B, R], the critic's value before each response token, and its routers' sums."""
+    values_BT, router = model.values(params, frozen, rows["tokens_BT"], rows["segments_BT"], rows["positions_BT"])
+    return before_response(values_BT, "BT", responses), router

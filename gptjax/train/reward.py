@@ -14,8 +14,19 @@ from jax.sharding import PartitionSpec, reshard
 from gptjax import dims
 from gptjax.losses.preference import choice_loss, gap_margins, ranking_loss
 from gptjax.losses.rating import rating_loss
+from gptjax.train.accumulate import accumulated, totals
+from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance
-from gptjax.types import Metrics, PackedCandidates, Params, RatingBatch, RewardBatch, ScalarModel, TrainState
+from gptjax.types import (
+    Metrics,
+    PackedCandidates,
+    Params,
+    RatingBatch,
+    RewardBatch,
+    RouterSums,
+    ScalarModel,
+    TrainState,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +67,18 @@ class RewardConfig:
 
 def candidate_scores(params: Params, frozen: Params, batch: PackedCandidates, *, model: ScalarModel) -> jax.Array:
     """f32[B, C], the model's value at the last token of each candidate; one forward pass over the packed rows."""
-    values_BT = model.values(params, frozen, batch.tokens_BT, batch.segments_BT, batch.positions_BT)
+    return _scores(params, frozen, batch, model, 1)[0]
+
+
+def _scores(
+    params: Params, frozen: Params, batch: PackedCandidates, model: ScalarModel, microbatches: int
+) -> tuple[jax.Array, RouterSums | None]:
+    """(scores_BC, routers' sums) of one of the microbatches, whose rows are every `microbatches`-th of the batch."""
+    values_BT, router = model.values(params, frozen, batch.tokens_BT, batch.segments_BT, batch.positions_BT)
     values_BT = reshard(values_BT, PartitionSpec(None, None))  # a candidate's row may be on another device
     row_BC, column_BC = jnp.divmod(batch.last_BC, values_BT.shape[1])
-    scores_BC = values_BT.at[row_BC, column_BC].get(out_sharding=dims.act_spec("BC"))
-    return jnp.where(batch.judged.lengths_BC > 0, scores_BC, 0.0)
+    scores_BC = values_BT.at[row_BC // microbatches, column_BC].get(out_sharding=dims.act_spec("BC"))
+    return jnp.where(batch.judged.lengths_BC > 0, scores_BC, 0.0), router
 
 
 def reward_step(
@@ -70,6 +88,7 @@ def reward_step(
     model: ScalarModel,
     optimizer: optax.GradientTransformation,
     config: RewardConfig = RewardConfig(),
+    microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update; all candidates of a prompt belong to one batch, none sees another, and dropout is off.
 
@@ -82,6 +101,7 @@ def reward_step(
         model: the reward model.
         optimizer: the update rule.
         config: the objective and its options.
+        microbatches: pieces in which the gradient is computed; the candidates are packed with a multiple of them.
 
     Raises:
         ValueError: ratings without objective "rating", or the reverse.
@@ -89,16 +109,25 @@ def reward_step(
     Source: Ouyang et al. 2022, arXiv:2203.02155, equation 1 and appendix C.2.
     """
 
-    def loss_fn(params):
-        scores_BC = candidate_scores(params, state.frozen, batch, model=model)
-        loss_sum, count, metrics = _objective(scores_BC, batch.judged, config)
-        loss = loss_sum / jnp.where(count > 0, count, 1)
-        return loss, {"reward/loss": loss, **metrics, **_score_metrics(scores_BC, batch.judged.lengths_BC > 0)}
+    rows, lengths_BC = batch.tokens_BT.shape[0], batch.judged.lengths_BC
+    all_finite_BC = jnp.zeros_like(lengths_BC, jnp.float32)
+    _, expected, _ = _objective(all_finite_BC, batch.judged, config)  # the count below is known only with the scores
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    def share(params, batch, number):
+        del number
+        scores_BC, router = _scores(params, state.frozen, batch, model, microbatches)
+        loss_sum, count, aux = _objective(scores_BC, batch.judged, config)
+        sums = {"loss": loss_sum, "count": count, **aux}
+        return loss_sum + expected * router_loss(router, rows), (sums, router, scores_BC, batch.judged.lengths_BC > 0)
+
+    grads, (aux, routers, *scored) = accumulated(share, state.params, batch, microbatches)
+    sums = totals(aux)
+    count = jnp.where(sums["count"] > 0, sums["count"], 1)
+    grads = jax.tree.map(lambda grad: grad / count, grads)
     norm = optax.tree.norm(grads)
-    metrics |= {
-        "reward/tokens": jnp.sum(batch.judged.lengths_BC),
+    metrics = {"reward/loss": sums["loss"] / count, **_figures(sums, config), **_score_metrics(*scored)}
+    metrics |= router_metrics(totals(routers), rows) | {
+        "reward/tokens": jnp.sum(lengths_BC),
         "reward/updates_skipped": (~jnp.isfinite(norm)).astype(jnp.int32),
         "optim/grad_norm": norm,
     }
@@ -108,55 +137,51 @@ def reward_step(
 def _objective(
     scores_BC: jax.Array, judged: RewardBatch | RatingBatch, config: RewardConfig
 ) -> tuple[jax.Array, jax.Array, Metrics]:
-    """(loss_sum, count, metrics) of the configured loss."""
+    """(loss_sum, count, aux) of the configured loss."""
     if isinstance(judged, RatingBatch) != (config.objective == "rating"):
         raise ValueError(f"reward.objective {config.objective!r} does not go with a {type(judged).__name__}")
     if isinstance(judged, RatingBatch):
-        loss_sum, weight_sum, aux = rating_loss(scores_BC, judged.ratings_BC, judged.weights_BC)
-        error = aux["absolute"] / jnp.where(weight_sum > 0, weight_sum, 1)
-        return (
-            loss_sum,
-            weight_sum,
-            {
-                "reward/absolute_error_points": error,
-                "reward/ratings": aux["rated"],
-                "reward/not_finite": aux["not_finite"],
-            },
-        )
+        return rating_loss(scores_BC, judged.ratings_BC, judged.weights_BC)
     if config.objective == "choice":
-        loss_sum, count, aux = choice_loss(scores_BC, judged.ranks_BC)
-    else:
-        margins_BCC = judged.margins_BCC
-        if config.gap_margins:
-            by_gap_BCC = gap_margins(judged.ranks_BC, config.gap_margins)
-            margins_BCC = by_gap_BCC if margins_BCC is None else margins_BCC + by_gap_BCC
-        loss_sum, count, aux = ranking_loss(
-            scores_BC,
-            judged.ranks_BC,
-            margins_BCC,
-            label_smoothing=config.label_smoothing,
-            center=config.center,
-        )
-    n_prompts = jnp.maximum(count, 1)
-    return (
-        loss_sum,
-        count,
-        {
-            "reward/loss_nats": aux["nll"] / n_prompts,
-            "reward/center": aux["center"] / n_prompts,
-            "reward/accuracy": aux["correct"] / jnp.maximum(aux["pairs"], 1),
-            "reward/prompts": count,
-            "reward/pairs": aux["pairs"],
-            "reward/not_finite": aux["not_finite"],
-        },
+        return choice_loss(scores_BC, judged.ranks_BC)
+    margins_BCC = judged.margins_BCC
+    if config.gap_margins:
+        by_gap_BCC = gap_margins(judged.ranks_BC, config.gap_margins)
+        margins_BCC = by_gap_BCC if margins_BCC is None else margins_BCC + by_gap_BCC
+    return ranking_loss(
+        scores_BC,
+        judged.ranks_BC,
+        margins_BCC,
+        label_smoothing=config.label_smoothing,
+        center=config.center,
     )
 
 
-def _score_metrics(scores_BC: jax.Array, present_BC: jax.Array) -> Metrics:
-    usable_BC = present_BC & jnp.isfinite(scores_BC)
-    count = jnp.maximum(jnp.sum(usable_BC), 1)
-    mean = jnp.sum(jnp.where(usable_BC, scores_BC, 0.0)) / count
-    variance = jnp.sum(jnp.where(usable_BC, jnp.square(scores_BC - mean), 0.0)) / count
+def _figures(sums: dict[str, jax.Array], config: RewardConfig) -> Metrics:
+    """What is logged of the loss, from its sums."""
+    count = sums["count"]
+    if config.objective == "rating":
+        return {
+            "reward/absolute_error_points": sums["absolute"] / jnp.where(count > 0, count, 1),
+            "reward/ratings": sums["rated"],
+            "reward/not_finite": sums["not_finite"],
+        }
+    n_prompts = jnp.maximum(count, 1)
+    return {
+        "reward/loss_nats": sums["nll"] / n_prompts,
+        "reward/center": sums["center"] / n_prompts,
+        "reward/accuracy": sums["correct"] / jnp.maximum(sums["pairs"], 1),
+        "reward/prompts": count,
+        "reward/pairs": sums["pairs"],
+        "reward/not_finite": sums["not_finite"],
+    }
+
+
+def _score_metrics(scores: jax.Array, present: jax.Array) -> Metrics:
+    usable = present & jnp.isfinite(scores)
+    count = jnp.maximum(jnp.sum(usable), 1)
+    mean = jnp.sum(jnp.where(usable, scores, 0.0)) / count
+    variance = jnp.sum(jnp.where(usable, jnp.square(scores - mean), 0.0)) / count
     return {"reward/score_mean": mean, "reward/score_std": jnp.sqrt(variance)}
 
 

@@ -57,7 +57,7 @@ def collect(
     scored_B = jnp.isfinite(scores_B)
     mask_BR &= scored_B[:, None]
     logp_old_BR, values_BR = _old_outputs(state, rows, tokens_BR.shape[1], policy, scalar, head, config)
-    logp_ref_BR, _ = response_logp(
+    logp_ref_BR, _, _ = response_logp(
         policy,
         params=reference_params(frozen_models["reference"], state.params["policy"]),
         frozen=state.frozen,
@@ -125,7 +125,7 @@ def full_rows(prompts: PromptBatch, tokens_BR: jax.Array, mask_BR: jax.Array) ->
 
 def last_score(model: ScalarModel, params: Params, frozen: Params, rows: dict[str, jax.Array]) -> jax.Array:
     """f32[B], the model's value at the last real token of each row."""
-    values_BT = model.values(params, frozen, rows["tokens_BT"], rows["segments_BT"], rows["positions_BT"])
+    values_BT, _ = model.values(params, frozen, rows["tokens_BT"], rows["segments_BT"], rows["positions_BT"])
     last_B1 = jnp.max(jnp.where(rows["segments_BT"] > 0, rows["positions_BT"], -1), axis=1, keepdims=True)
     is_last_BT = (rows["segments_BT"] > 0) & (rows["positions_BT"] == last_B1)
     return jnp.sum(jnp.where(is_last_BT, values_BT, 0.0), axis=1)
@@ -153,10 +153,10 @@ def _old_outputs(
 ) -> tuple[jax.Array, jax.Array]:
     """(logp_BR, values_BR) of the sampling policy and its critic by the forward pass that trains them."""
     params, frozen = state.params, state.frozen
-    h_BRD = response_hidden(policy, params["policy"], frozen, rows, responses)
+    h_BRD, _ = response_hidden(policy, params["policy"], frozen, rows, responses)
     logp_BR, _ = hidden_logp(policy, params["policy"], frozen, h_BRD, rows["tokens_BT"], config.temperature)
     if head is None:
-        return logp_BR, response_values(scalar, params["value"], frozen, rows, responses)
+        return logp_BR, response_values(scalar, params["value"], frozen, rows, responses)[0]
     return logp_BR, head.values(params["value"], h_BRD)
 
 

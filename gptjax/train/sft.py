@@ -2,11 +2,12 @@
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from gptjax.losses.cross_entropy import chunked_nll
+from gptjax.train.accumulate import accumulated, totals
+from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance, step_key
 from gptjax.types import LmBatch, Metrics, Model, TrainState
 
@@ -19,6 +20,7 @@ def sft_step(
     optimizer: optax.GradientTransformation,
     loss_chunks: int = 1,
     dropout: bool = False,
+    microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update on demonstrations.
 
@@ -30,22 +32,26 @@ def sft_step(
         batch: packed conversations; weights are zero outside the assistant's turns.
         loss_chunks: pieces in which the logits are computed.
         dropout: drop out at the model's rate.
+        microbatches: pieces in which the gradient is computed.
 
     Source: Ouyang et al. 2022, arXiv:2203.02155, appendix C.1.
     """
-    key = step_key(state) if dropout else None
+    rows, weight_sum = batch.tokens_BT.shape[0], jnp.sum(batch.weights_BT)
+    count = jnp.where(weight_sum > 0, weight_sum, 1.0)
 
-    def loss_fn(params):
-        h_BTD = model.hidden(params, state.frozen, batch.tokens_BT, batch.segments_BT, batch.positions_BT, key=key)
+    def share(params, batch, number):
+        key = step_key(state, number) if dropout else None
+        hidden = partial(model.hidden, params, state.frozen, key=key)
+        h_BTD, router = hidden(batch.tokens_BT, batch.segments_BT, batch.positions_BT)
         unembed = partial(model.unembed, model.gather_unembedding(params), state.frozen)
         sums = chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=loss_chunks)
-        count = jnp.where(sums.weight_sum > 0, sums.weight_sum, 1.0)
-        return sums.nll_sum / count, sums.correct_sum / count
+        return sums.nll_sum / count + router_loss(router, rows), (sums, router)
 
-    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    metrics = {
-        "sft/nats_per_token": loss,
-        "sft/accuracy": accuracy,
+    grads, aux = accumulated(share, state.params, batch, microbatches)
+    sums, router = totals(aux)
+    metrics = router_metrics(router, rows) | {
+        "sft/nats_per_token": sums.nll_sum / count,
+        "sft/accuracy": sums.correct_sum / count,
         "sft/tokens": jnp.sum(batch.weights_BT > 0),
         "sft/row_tokens": jnp.sum(batch.segments_BT > 0),
         "optim/grad_norm": optax.tree.norm(grads),

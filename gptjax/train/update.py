@@ -22,9 +22,10 @@ def advance(state: TrainState, grads: Params, optimizer: optax.GradientTransform
     )
 
 
-def step_key(state: TrainState) -> jax.Array:
-    """A key for this step's randomness: the run's key folded with the step."""
-    return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+def step_key(state: TrainState, microbatch: jax.Array | None = None) -> jax.Array:
+    """A key for this step's randomness: the run's key folded with the step and, if it has several, the microbatch."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    return key if microbatch is None else jax.random.fold_in(key, microbatch)
 
 
 def initial_state(params: Params, optimizer: optax.GradientTransformation, key: jax.Array, **extra: Any) -> TrainState:

@@ -81,3 +81,17 @@ def test_the_shares_of_all_hosts_are_the_batch_of_one():
     for name in ("tokens_BT", "segments_BT", "positions_BT", "last_BC"):
         np.testing.assert_array_equal(np.concatenate([getattr(share, name) for share in shares]), getattr(whole, name))
     assert [share.judged.ratings_BC.tolist() for share in shares] == [[row] for row in lengths.tolist()]
+
+
+@settings(deadline=None)
+@given(lengths=LENGTHS, microbatches=st.integers(1, 3), multiple=st.integers(1, 2))
+def test_a_row_holds_candidates_of_its_own_microbatch_alone(lengths, microbatches, multiple):
+    batch = ranked(lengths)
+    rows = packed(batch, 12, multiple=multiple, microbatches=microbatches)
+    assert len(rows.tokens_BT) % (multiple * microbatches) == 0
+    for prompt, candidate in np.argwhere(batch.lengths_BC > 0):
+        length, last = batch.lengths_BC[prompt, candidate], rows.last_BC[prompt, candidate]
+        assert last // 12 % microbatches == prompt % microbatches
+        place = slice(last + 1 - length, last + 1)
+        assert rows.tokens_BT.ravel()[place].tolist() == batch.tokens_BCT[prompt, candidate, :length].tolist()
+    assert np.count_nonzero(rows.segments_BT) == batch.lengths_BC.sum()

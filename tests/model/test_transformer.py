@@ -41,7 +41,7 @@ def test_future_tokens_do_not_change_past_logits(model, one_device):
     tokens = np.arange(10)[None] % 32
     changed = tokens.copy()
     changed[0, 6] = 31
-    run = jax.jit(lambda *rows: model.unembed(params, {}, model.hidden(params, {}, *rows)))
+    run = jax.jit(lambda *rows: model.unembed(params, {}, model.hidden(params, {}, *rows)[0]))
     before, after = np.asarray(run(*on_mesh(one_device, tokens))), np.asarray(run(*on_mesh(one_device, changed)))
     np.testing.assert_array_equal(before[0, :6], after[0, :6])
     assert np.abs(before[0, 6:] - after[0, 6:]).max() > 1e-3
@@ -52,7 +52,7 @@ def test_without_causality_the_past_sees_the_future(model, one_device):
     tokens = np.arange(10)[None] % 32
     changed = tokens.copy()
     changed[0, 6] = 31
-    run = jax.jit(lambda *rows: model.hidden(params, {}, *rows, causal=False))
+    run = jax.jit(lambda *rows: model.hidden(params, {}, *rows, causal=False)[0])
     before, after = np.asarray(run(*on_mesh(one_device, tokens))), np.asarray(run(*on_mesh(one_device, changed)))
     assert np.abs(before[0, 0] - after[0, 0]).max() > 1e-5
 
@@ -60,7 +60,7 @@ def test_without_causality_the_past_sees_the_future(model, one_device):
 def test_packed_documents_equal_the_documents_alone(model, one_device):
     model, params = model
     first, second = [5, 6, 7, 8], [9, 10, 11]
-    run = jax.jit(lambda *rows: model.hidden(params, {}, *rows))
+    run = jax.jit(lambda *rows: model.hidden(params, {}, *rows)[0])
     rows = on_mesh(one_device, [[*first, *second, 0]], [[1, 1, 1, 1, 2, 2, 2, 0]], [[0, 1, 2, 3, 0, 1, 2, 0]])
     packed = np.asarray(run(*rows))[0]
     assert np.isfinite(packed).all()
@@ -86,7 +86,7 @@ def test_greedy_decoding_with_a_cache_equals_full_forward_passes(model, one_devi
     )
     tokens_BR, mask_BR = map(np.asarray, run(put(batch, one_device)))
     assert mask_BR.all()
-    forward = jax.jit(lambda *rows: model.unembed(params, {}, model.hidden(params, {}, *rows)))
+    forward = jax.jit(lambda *rows: model.unembed(params, {}, model.hidden(params, {}, *rows)[0]))
     for prompt, given in zip(prompts, tokens_BR, strict=True):
         ids = list(prompt)
         for token in given:
@@ -132,7 +132,7 @@ def test_dropout_needs_a_key_and_follows_it(one_device):
     model = language_model(ModelConfig(**TINY, dropout=0.5))
     params, rows = jax.jit(model.init)(jax.random.key(0)), on_mesh(one_device, [[1, 2, 3, 4]])
     still = [np.asarray(jax.jit(model.hidden)(params, {}, *rows)) for _ in range(2)]
-    drop = jax.jit(lambda key: model.hidden(params, {}, *rows, key=key))
+    drop = jax.jit(lambda key: model.hidden(params, {}, *rows, key=key)[0])
     first, again, other = (np.asarray(drop(jax.random.key(k))) for k in (1, 1, 2))
     np.testing.assert_array_equal(*still)
     np.testing.assert_array_equal(first, again)
@@ -146,7 +146,7 @@ def test_recomputation_changes_no_gradient(one_device):
     for remat in ("none", "matmuls", "full"):
         model = language_model(ModelConfig(**TINY, remat=remat))
         params = jax.jit(model.init)(jax.random.key(0))
-        gradients.append(jax.jit(jax.grad(lambda p, m=model: jnp.sum(m.hidden(p, {}, *rows) ** 3)))(params))
+        gradients.append(jax.jit(jax.grad(lambda p, m=model: jnp.sum(m.hidden(p, {}, *rows)[0] ** 3)))(params))
     for other in gradients[1:]:
         for a, b in zip(jax.tree.leaves(gradients[0]), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())  # recomputed, so rounded anew
@@ -155,7 +155,7 @@ def test_recomputation_changes_no_gradient(one_device):
 def test_the_scalar_head_reads_each_position_by_itself(one_device):
     model = scalar_model(ModelConfig(**TINY))
     params = jax.jit(model.init)(jax.random.key(0))
-    values = jax.jit(model.values)
+    values = jax.jit(lambda *given: model.values(*given)[0])
     values_BT = values(params, {}, *on_mesh(one_device, [[1, 2, 3]]))
     moved = values(params | {"bias_1": jnp.asarray([2.5])}, {}, *on_mesh(one_device, [[1, 2, 3]]))
     assert values_BT.shape == (1, 3)
@@ -168,7 +168,7 @@ def test_analytic_flops_are_those_of_an_unrolled_model(one_device):
     params, rows = jax.jit(model.init)(jax.random.key(0)), on_mesh(one_device, np.ones((1, length)))
 
     def loss(params):
-        return jnp.sum(model.unembed(params, {}, model.hidden(params, {}, *rows)) ** 2)
+        return jnp.sum(model.unembed(params, {}, model.hidden(params, {}, *rows)[0]) ** 2)
 
     counted = jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
     full_attention = 6.0 * config.layers * config.width * length  # ours counts the causal half

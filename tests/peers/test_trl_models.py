@@ -76,10 +76,10 @@ def rows():
 
 
 def test_log_probabilities_and_values_of_responses_equal_those_of_gpt2(models, rows):
-    logp, entropy = response_logp(
+    logp, entropy, _ = response_logp(
         models.model, params=models.params["policy"], frozen={}, rows=rows.ours, responses=RESPONSE, temperature=0.7
     )
-    values = response_values(models.scalar_model, models.params["value"], {}, rows.ours, RESPONSE)
+    values, _ = response_values(models.scalar_model, models.params["value"], {}, rows.ours, RESPONSE)
     with torch.no_grad():
         logits = ppo_trainer.forward(models.policy, rows.theirs, PAD).logits[:, PROMPT - 1 : -1] / 0.7
         theirs = torch.distributions.Categorical(logits=logits)

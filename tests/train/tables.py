@@ -9,14 +9,17 @@ from gptjax.types import Cache, Model, ScalarModel, ValueHead
 def bigram(vocabulary: int = 4) -> Model:
     """The next token's logits are the row of the current token."""
 
-    def hidden(params, frozen, tokens_BT, segments_BT, positions_BT, *, causal=True, key=None):
+    def rows(params, tokens_BT):
         return params["table"].at[tokens_BT].get(out_sharding=jax.typeof(tokens_BT).sharding.spec)
 
+    def hidden(params, frozen, tokens_BT, segments_BT, positions_BT, *, causal=True, key=None):
+        return rows(params, tokens_BT), None
+
     def prefill(params, frozen, tokens_BT, segments_BT, positions_BT, *, slots):
-        return Cache(k_BKSH=jnp.zeros(()), v_BKSH=jnp.zeros(())), hidden(params, frozen, tokens_BT, None, None)
+        return Cache(k_BKSH=jnp.zeros(()), v_BKSH=jnp.zeros(())), rows(params, tokens_BT)
 
     def decode(params, frozen, cache, token_BT, segments_BS, positions_BT, index):
-        return cache, hidden(params, frozen, token_BT, None, None)
+        return cache, rows(params, token_BT)
 
     return Model(
         init=lambda key: {"table": jnp.zeros((vocabulary, vocabulary))},
@@ -32,7 +35,7 @@ def bigram(vocabulary: int = 4) -> Model:
 
 def table_of_values() -> ScalarModel:
     def values(params, frozen, tokens_BT, segments_BT, positions_BT, *, key=None):
-        return params["value"].at[tokens_BT].get(out_sharding=jax.typeof(tokens_BT).sharding.spec)
+        return params["value"].at[tokens_BT].get(out_sharding=jax.typeof(tokens_BT).sharding.spec), None
 
     return ScalarModel(
         init=lambda key: {"value": jnp.zeros(4)}, values=values, roles={"value": "matrix"}, letters={"value": "V"}

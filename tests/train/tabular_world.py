@@ -121,7 +121,7 @@ def table_model() -> Model:
     """A language model whose hidden states are rows of a table of logits; its cache holds the place of each row."""
 
     def hidden(params, frozen, tokens_BT, segments_BT, positions_BT, *, causal=True, key=None):
-        return _at(params["table"], _row(_nodes(tokens_BT)))
+        return _at(params["table"], _row(_nodes(tokens_BT))), None
 
     def prefill(params, frozen, tokens_BT, segments_BT, positions_BT, *, slots):
         places_BT = _nodes(tokens_BT)
@@ -148,7 +148,8 @@ def scalar_tables() -> ScalarModel:
 
     def values(params, frozen, tokens_BT, segments_BT, positions_BT, *, key=None):
         places_BT = _nodes(tokens_BT)
-        return _at(params["reward"], places_BT) if "reward" in params else _at(params["value"], _row(places_BT))
+        by_place = "reward" in params
+        return (_at(params["reward"], places_BT) if by_place else _at(params["value"], _row(places_BT))), None
 
     return ScalarModel(
         init=lambda key: {"value": jnp.zeros(PROMPTS * STATES)},

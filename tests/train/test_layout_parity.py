@@ -1,315 +1,37 @@
 """Every objective's step gives one device's parameters on meshes that use every axis, and bytes really fall."""
 
-import math
-from dataclasses import replace
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from parity import LAYOUTS, TOLERANCE, difference
+from parity_tasks import TASKS, VARIANTS
 
-from gptjax.data.candidates import packed
-from gptjax.model.config import ModelConfig
-from gptjax.model.pure import language_model, scalar_model, value_head
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
-from gptjax.run.mesh import MeshConfig, bytes_per_device, make_mesh, put
-from gptjax.train.dpo import DpoConfig, dpo_step
-from gptjax.train.group_rollout import collect_groups
-from gptjax.train.grpo import GrpoConfig, GrpoLoss, RlooLoss, grpo_step
-from gptjax.train.lm import lm_step
-from gptjax.train.mlm import mlm_step
-from gptjax.train.ppo import PpoConfig, initial_extra, ppo_step
-from gptjax.train.reference import upper_layers, with_frozen_layers
-from gptjax.train.reward import RewardConfig, reward_step
-from gptjax.train.rollout import collect
-from gptjax.train.sft import sft_step
-from gptjax.types import (
-    GroupRollout,
-    LmBatch,
-    PpoBatch,
-    PreferenceBatch,
-    PromptBatch,
-    RatingBatch,
-    RewardBatch,
-    TrainState,
+
+MIXED, MOE = "fsdp 2 context 2 tensor 2", "moe, all-to-all, ring, 2 microbatches"
+QUICK = {(objective, MIXED) for objective in ("sft dropout", "reward", "ppo", "grpo given")}
+QUICK |= {("lm", "moe, expert 4, all-to-all")}  # half a minute of compiling in all; the rest takes an hour
+CASES = [(objective, layout) for layout in LAYOUTS for objective in TASKS]
+CASES += [(variant, layout) for layout in (MIXED, "data 2 expert 2") for variant in VARIANTS]
+
+
+@pytest.mark.parametrize(
+    ("objective", "layout"),
+    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES],
 )
-
-ONE = MeshConfig(data=1)
-MESHES = {
-    "data 8": MeshConfig(data=8),
-    "fsdp 8": MeshConfig(data=1, fsdp=8),
-    "fsdp 4 tensor 2": MeshConfig(data=1, fsdp=4, tensor=2),
-    "fsdp 2 context 2 tensor 2": MeshConfig(data=1, fsdp=2, context=2, tensor=2),
-    "data 2 expert 2 context 2": MeshConfig(data=2, expert=2, context=2),
-}
-SIZES = {"vocab_size": 64, "layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "hidden": 32, "max_length": 32}
-ADAMW = OptimizerConfig(peak_lr=1e-2, weight_decay=0.1, eps=1e-3)
-PPO = PpoConfig(
-    prompts=16, minibatches=2, epochs=2, response_tokens=8, kl_coefficient=0.1, ptx_coefficient=0.5, average_decay=0.9
-)
-HEAD = replace(
-    PPO, value_model="head", value_coefficient=0.1, whiten_rewards="minibatch", stop_kl=1.0, importance_cap=2.0
-)
-
-
-def lm_batch(rng, rows=16, length=16):
-    segments = np.where(np.arange(length) < 9, 1, np.where(np.arange(length) < 14, 2, 0))[None].repeat(rows, 0)
-    positions = np.where(np.arange(length) < 9, np.arange(length), np.maximum(np.arange(length) - 9, 0))
-    last = (np.arange(length) == 8) | (np.arange(length) >= 13)
-    return LmBatch(
-        tokens_BT=rng.integers(0, 64, (rows, length), np.int32),
-        targets_BT=rng.integers(0, 64, (rows, length), np.int32),
-        segments_BT=segments.astype(np.int32),
-        positions_BT=positions[None].repeat(rows, 0).astype(np.int32),
-        weights_BT=np.where(last, 0.0, 1.0)[None].repeat(rows, 0).astype(np.float32),
-    )
-
-
-def ranked(rng, prompts=16, candidates=4, length=12):
-    lengths = rng.integers(3, length + 1, (prompts, candidates), np.int32)
-    lengths[:, -1] *= rng.integers(0, 2, prompts, np.int32)
-    ranks = np.where(lengths > 0, rng.integers(1, 4, lengths.shape), 0)
-    tokens = rng.integers(0, 64, (prompts, candidates, length), np.int32)
-    margins = rng.uniform(0, 1, (prompts, candidates, candidates)).astype(np.float32)
-    return RewardBatch(tokens_BCT=tokens, lengths_BC=lengths, ranks_BC=ranks.astype(np.int32), margins_BCC=margins)
-
-
-def reward_batch(rng):
-    return packed(ranked(rng), 16, multiple=8)
-
-
-def rating_batch(rng):
-    given = ranked(rng)
-    ratings = rng.uniform(1, 7, given.ranks_BC.shape).astype(np.float32)
-    weights = np.where(given.ranks_BC > 1, 1.5, 0.0).astype(np.float32)
-    rated = RatingBatch(
-        tokens_BCT=given.tokens_BCT, lengths_BC=given.lengths_BC, ratings_BC=ratings, weights_BC=weights
-    )
-    return packed(rated, 16, multiple=8)
-
-
-def state_of(params, tx):
-    key = jax.random.key_data(jax.random.key(7))
-    return TrainState(
-        step=jnp.int32(0),
-        params=params,
-        opt_state=tx.init(params),
-        key=key,
-        frozen={},
-        extra=initial_extra(PPO, params["policy"]) if "policy" in params else {},
-    )
-
-
-def lm_task(kind, step, **switches):
-    def build(config):
-        model = language_model(ModelConfig(**SIZES, **switches, dtype=config))
-        tx = optimizer(ADAMW, 10, model.roles, model.letters)
-        run = partial(step, model=model, optimizer=tx, loss_chunks=2, dropout=model_dropout(switches))
-        return tx, lambda key: model.init(key), run, lm_batch, None
-
-    return build
-
-
-def model_dropout(switches):
-    return switches.get("dropout", 0.0) > 0
-
-
-def reward_task(make_batch, **options):
-    def build(config):
-        model = scalar_model(ModelConfig(**SIZES, dtype=config))
-        tx = optimizer(ADAMW, 10, model.roles, model.letters)
-        step = partial(reward_step, model=model, optimizer=tx, config=RewardConfig(**options))
-        return tx, model.init, step, make_batch, None
-
-    return build
-
-
-def ppo_task(config, settings=PPO, frozen_layers=0):
-    sizes = ModelConfig(**SIZES, dtype=config)
-    policy, scalar = language_model(sizes), scalar_model(sizes)
-    head = value_head(sizes) if settings.value_model == "head" else None
-    models = {"policy": policy, "value": head or scalar}
-    roles, letters = ({name: getattr(m, field) for name, m in models.items()} for field in ("roles", "letters"))
-    tx = optimizer(ADAMW, 10, roles, letters)
-    if frozen_layers:
-        tx = with_frozen_layers(tx, policy, frozen_layers)
-
-    def init(key):
-        return {"policy": policy.init(key), "value": models["value"].init(jax.random.fold_in(key, 1))}
-
-    def batch(rng):
-        lengths = rng.integers(1, 9, 16).astype(np.int32)
-        prompts = PromptBatch(tokens_BP=rng.integers(0, 64, (16, 8), np.int32), lengths_B=lengths)
-        return PpoBatch(prompts=prompts, pretrain=lm_batch(rng))
-
-    def gather(state, host_batch):
-        reward = scalar.init(jax.random.key(3))
-        reference = policy.init(jax.random.key(5))
-        frozen = {
-            "reference": upper_layers(reference, policy, frozen_layers) if frozen_layers else reference,
-            "reward": reward,
-            "reward_gain": jnp.asarray(1.5),
-            "reward_bias": jnp.asarray(-0.1),
-        }
-        key = jax.random.key(11)
-        return collect(state, frozen, host_batch, key, **about, end_id=3)
-
-    about = {"policy": policy, "scalar": scalar, "head": head, "config": settings}
-    step = partial(ppo_step, **about, optimizer=tx)
-    return tx, init, step, batch, gather
-
-
-def dpo_task(config):
-    model = language_model(ModelConfig(**SIZES, dtype=config))
-    tx = optimizer(ADAMW, 10, model.roles, model.letters)
-
-    def batch(rng):
-        lengths = rng.integers(6, 13, (16, 2), np.int32)
-        tokens = rng.integers(0, 64, (16, 2, 13), np.int32)
-        return PreferenceBatch(
-            tokens_BCT=tokens[:, :, :-1],
-            targets_BCT=tokens[:, :, 1:],
-            lengths_BC=lengths * rng.integers(0, 2, (16, 1), np.int32),
-            prompt_lengths_B=rng.integers(2, 6, 16, np.int32),
-            logp_ref_BC=rng.normal(-30, 1, (16, 2)),
-        )
-
-    return tx, model.init, partial(dpo_step, model=model, optimizer=tx, config=DpoConfig(loss_chunks=3)), batch, None
-
-
-def group_rollout(rng, prompts=16, group=3, length=16, responses=8):
-    """What a rollout might have been: random answers, log-probabilities and advantages."""
-    start, end = rng.integers(0, 8, (prompts, 1, 1)), 9 + rng.integers(0, 8, (prompts, group, 1))
-    real_BCT = (np.arange(length) >= start) & (np.arange(length) < end)
-    logp_old, logp_ref = rng.normal(-4, 0.3, (2, prompts, group, responses))
-    scores, advantages = rng.normal(size=(2, prompts, group))
-    return GroupRollout(
-        tokens_BCT=rng.integers(0, 64, (prompts, group, length), np.int32),
-        segments_BCT=real_BCT.astype(np.int32),
-        positions_BCT=np.maximum(np.cumsum(real_BCT, axis=2) - 1, 0).astype(np.int32),
-        mask_BCR=real_BCT[:, :, -responses:],
-        logp_old_BCR=logp_old,
-        logp_ref_BCR=logp_ref,
-        scores_BC=scores,
-        rewards_BC=scores,
-        advantages_BC=advantages,
-        counted_BC=rng.random((prompts, group)) < 0.8,
-        ended_BC=rng.random((prompts, group)) < 0.5,
-    )
-
-
-def grpo_task(loss, *, sampled=False):
-    """Three updates on a given rollout, or on a sampled one."""
-    settings = GrpoConfig(
-        prompts=16, group_size=3, minibatches=2, epochs=2, response_tokens=8, kl_coefficient=0.1, loss=loss
-    )
-
-    def build(config):
-        sizes = ModelConfig(**SIZES, dtype=config)
-        policy, scalar = language_model(sizes), scalar_model(sizes)
-        tx = optimizer(ADAMW, 10, policy.roles, policy.letters)
-        step = partial(grpo_step, policy=policy, optimizer=tx, config=settings)
-
-        def prompts(rng):
-            lengths = rng.integers(1, 9, 16).astype(np.int32)
-            return PromptBatch(tokens_BP=rng.integers(0, 64, (16, 8), np.int32), lengths_B=lengths)
-
-        def gather(state, batch):
-            frozen = {"reference": policy.init(jax.random.key(5)), "reward": scalar.init(jax.random.key(3))}
-            frozen |= {"reward_gain": jnp.asarray(1.5), "reward_bias": jnp.asarray(-0.1)}
-            key = jax.random.key(11)
-            return collect_groups(state, frozen, batch, key, policy=policy, scalar=scalar, config=settings, end_id=3)
-
-        return tx, policy.init, step, prompts if sampled else group_rollout, gather if sampled else None
-
-    return build
-
-
-TASKS = {
-    "dpo": dpo_task,
-    "grpo": grpo_task(GrpoLoss(aggregation="sequence", kl="k3_times_ratio")),
-    "rloo sampled": grpo_task(RlooLoss(), sampled=True),
-    "lm llama": lm_task("lm", lm_step),
-    "lm gpt": lm_task("lm", lm_step, positions="learned", norm="layer", activation="gelu", bias=True, tied=False),
-    "mlm": lm_task("mlm", mlm_step),
-    "sft dropout": lm_task("sft", sft_step, dropout=0.1),
-    "reward": reward_task(reward_batch, gap_margins=(0.1, 0.3), label_smoothing=0.1, center=0.01),
-    "reward choice": reward_task(reward_batch, objective="choice"),
-    "reward rating": reward_task(rating_batch, objective="rating"),
-    "ppo": ppo_task,
-    "ppo head": partial(ppo_task, settings=HEAD, frozen_layers=1),
-}
-
-
-MIXED, SPREAD = "fsdp 2 context 2 tensor 2", "data 2 expert 2 context 2"  # together they use every axis
-QUICK = (
-    "lm llama",
-    "sft dropout",
-    "reward",
-    "ppo",
-    "grpo",
-)  # on MIXED in the default suite; compiling takes half a minute
-EVERYWHERE = ("lm llama", "reward", "ppo")  # on every mesh; what the others add does not depend on the mesh
-
-
-def three_updates(task, mesh_config, dtype):
-    """(parameters after three updates as NumPy, bytes per device of parameters and optimizer state, metrics)."""
-    tx, init, step, make_batch, gather = TASKS[task](dtype)
-    mesh = make_mesh(mesh_config, jax.devices()[: math.prod(mesh_config.sizes(8 if mesh_config is not ONE else 1))])
-    with jax.set_mesh(mesh):
-        state = jax.jit(lambda key: state_of(init(key), tx))(jax.random.key(0))
-        batch = put(make_batch(np.random.default_rng(0)), mesh)
-        if gather is not None:
-            batch = jax.jit(gather)(state, batch)
-        held = bytes_per_device((state.params, state.opt_state))
-        run = jax.jit(step)
-        for _ in range(3):
-            state, metrics = run(state, batch)
-        return jax.tree.map(np.asarray, state.params), held, jax.tree.map(float, metrics)
-
-
-@pytest.fixture(scope="module")
-def single():
-    cache = {}
-
-    def get(task, dtype):
-        if (task, dtype) not in cache:
-            cache[task, dtype] = three_updates(task, ONE, dtype)
-        return cache[task, dtype]
-
-    return get
-
-
-CASES = [
-    pytest.param(task, mesh, marks=() if task in QUICK and mesh == MIXED else pytest.mark.slow)
-    for task in TASKS
-    for mesh in MESHES
-    if task in EVERYWHERE or mesh in (MIXED, SPREAD)
-]
-
-
-@pytest.mark.parametrize(("task", "mesh"), CASES)
-def test_three_updates_on_a_mesh_equal_those_on_one_device(task, mesh, single, x64):
-    expected, held_alone, metrics_alone = single(task, "float64")
-    params, held, metrics = three_updates(task, MESHES[mesh], "float64")
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10, err_msg=f"{task} on {mesh}: {jax.tree_util.keystr(path)}")
-    for name, value in metrics_alone.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
-    config = MESHES[mesh]
-    slack = 1.35 if task == "lm gpt" else 1.10  # biases and positions are not spread over both axes
-    assert held <= held_alone / (config.fsdp * config.tensor) * slack, (held, held_alone)
+def test_three_updates_on_a_mesh_equal_those_on_one_device(objective, layout, x64):
+    far, _ = difference(objective, LAYOUTS[layout], "float64")
+    assert far <= TOLERANCE["float64"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", EVERYWHERE)
-def test_float32_updates_on_a_mesh_stay_close(task, single):
-    expected, _, _ = single(task, "float32")
-    params, _, _ = three_updates(task, MESHES[MIXED], "float32")
-    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+@pytest.mark.parametrize("objective", TASKS)
+@pytest.mark.parametrize("layout", [MIXED, MOE])
+def test_float32_updates_on_a_mesh_stay_close(objective, layout):
+    far, _ = difference(objective, LAYOUTS[layout], "float32")
+    assert far <= TOLERANCE["float32"]
 
 
 def test_adamw_of_a_run_is_optax_adamw_after_clipping():

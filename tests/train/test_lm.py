@@ -83,8 +83,8 @@ def noisy():
     plain = bigram()
 
     def hidden(params, frozen, *rows, causal=True, key=None):
-        h_BTD = plain.hidden(params, frozen, *rows)
-        return h_BTD if key is None else h_BTD * (1 + jax.random.uniform(key))
+        h_BTD, _ = plain.hidden(params, frozen, *rows)
+        return (h_BTD if key is None else h_BTD * (1 + jax.random.uniform(key))), None
 
     return dataclasses.replace(plain, hidden=hidden)
 

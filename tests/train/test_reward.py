@@ -98,7 +98,8 @@ def test_the_score_stands_at_length_minus_1_even_where_pad_is_the_end_token(one_
     # 6; "the first pad minus one" would be 0 and -1
     tokens = np.array([[[5, 0, 6, 7, 0, 0, 0], [5, 6, 7, 8, 9, 8, 4]]], np.int32)
     positions = dataclasses.replace(
-        MODEL, values=lambda params, frozen, tokens_BT, segments_BT, positions_BT: positions_BT.astype(jnp.float32)
+        MODEL,
+        values=lambda params, frozen, tokens_BT, segments_BT, positions_BT: (positions_BT.astype(jnp.float32), None),
     )
     given = batch(one_device, tokens, np.array([[5, 7]], np.int32), np.array([[1, 2]], np.int32))
     found = candidate_scores({}, {}, given, model=positions)
@@ -148,7 +149,7 @@ def test_a_step_towards_ratings_by_hand(one_device):
 
 def broken_step(function, state, batch):
     """A step of the table whose values pass through a function that is NaN at token 2, whose value is -1."""
-    broken = dataclasses.replace(MODEL, values=lambda params, *rest: function(MODEL.values(params, *rest)))
+    broken = dataclasses.replace(MODEL, values=lambda params, *rest: (function(MODEL.values(params, *rest)[0]), None))
     return jax.jit(partial(reward_step, model=broken, optimizer=ADAM))(state, batch)
 
 

@@ -112,7 +112,7 @@ def test_a_response_is_scored_at_its_last_real_token(one_device):
     # the "model" gives every position its own column number; ends stand in columns 5, 4 and 6
     columns = ScalarModel(
         init=lambda key: {},
-        values=lambda params, frozen, tokens_BT, *rest: jnp.zeros(tokens_BT.shape) + jnp.arange(7.0)[None],
+        values=lambda params, frozen, tokens_BT, *rest: (jnp.zeros(tokens_BT.shape) + jnp.arange(7.0)[None], None),
         roles={},
         letters={},
     )

@@ -104,7 +104,7 @@ def guesses(state: TrainState, batch: LmBatch, *, model: Model) -> jax.Array:
     """i32[B, T], the likeliest token at each place."""
     rows = batch.tokens_BT, batch.segments_BT, batch.positions_BT
     logits_BTV = model.unembed(
-        state.params, state.frozen, model.hidden(state.params, state.frozen, *rows, causal=False)
+        state.params, state.frozen, model.hidden(state.params, state.frozen, *rows, causal=False)[0]
     )
     whole_BTV = reshard(logits_BTV, jax.P(*dims.act_spec("BT"), None))  # the likeliest over a spread V is not offered
     return jnp.argmax(whole_BTV, axis=-1).astype(jnp.int32)

@@ -99,7 +99,8 @@ def build(config: RewardTask, setup: Setup) -> Task:
     heldout_rows, heldout, heldout_figures = _rendered("held-out", heldout, tokenizer, longest, most)
     row_tokens = config.row_tokens or longest
     pack = partial(packed, row_tokens=row_tokens, multiple=batch_rows(setup.mesh))
-    train_rows = epoch_rows(rows, setup.batch_size, setup.seed, row_tokens)
+    train_rows = epoch_rows(rows, setup.batch_size, setup.seed, row_tokens, microbatches=setup.microbatches)
+    pack_train = partial(pack, rows=train_rows, microbatches=setup.microbatches)
     made, (model, tx) = outline(config, setup), _model(setup)
     place = partial(put, mesh=setup.mesh)
 
@@ -141,7 +142,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
     return Task(
         init=made.init,
         start=start,
-        data=lambda position: pack(batch_at(rows, position, setup.batch_size, setup.seed), rows=train_rows),
+        data=lambda position: pack_train(batch_at(rows, position, setup.batch_size, setup.seed)),
         step=made.step,
         evaluate=evaluate,
         finish=finish,
@@ -157,7 +158,7 @@ def outline(config: RewardTask, setup: Setup) -> Outline:
     model, tx = _model(setup)
     longest, candidates = config.prompt_tokens + config.answer_tokens, setup.batch_size * MOST
     row_tokens = config.row_tokens or longest
-    multiple = batch_rows(setup.mesh)
+    multiple = batch_rows(setup.mesh) * setup.microbatches
     n_rows = -(-candidates // (row_tokens // longest * multiple)) * multiple
     rows_BT = jax.ShapeDtypeStruct((n_rows, row_tokens), jnp.int32)
     counts_BC, scores_BC = (jax.ShapeDtypeStruct((setup.batch_size, MOST), dtype) for dtype in (jnp.int32, jnp.float32))

@@ -39,7 +39,10 @@ def inherited_tokenizer(folder: Path, setup: Setup) -> Tokenizer:
     return Tokenizer.load(own)
 
 
-_HOW = ("dropout", "dtype", "remat", "unroll", "attention", "spread_norms")  # how a model is computed, not what it is
+_HOW = (  # how a model is computed, not what it is
+    "dropout", "dtype", "remat", "unroll", "attention", "spread_norms", "context_attention", "capacity_factor",
+    "balance_coefficient", "router_z_coefficient",
+)  # fmt: skip
 
 
 def check_model(folder: Path, config: ModelConfig) -> None:
@@ -102,7 +105,7 @@ _POLICY_PLACES: dict[str | None, tuple[str, ...]] = {
 
 def _abstract(model: Model | ScalarModel, mesh: Mesh) -> Any:
     def struct(shape: jax.ShapeDtypeStruct, letters: str) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, dims.param_spec(letters))
+        sharding = NamedSharding(mesh, dims.param_spec(letters, shape.shape))
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     return jax.tree.map(struct, jax.eval_shape(model.init, jax.random.key(0)), model.letters)
