@@ -21,10 +21,10 @@ def declare(config: ModelConfig, letters: str, role: Role, *, mean: float = 0.0,
     return nnx.Param(struct, letters=letters, role=role, mean=mean, std=std)
 
 
-def use(param: nnx.Param, letters: str, dtype: Any) -> jax.Array:
+def use(param: nnx.Param, letters: str, dtype: Any, *, decoding: bool = False) -> jax.Array:
     """The parameter in the compute dtype, gathered over `fsdp` (cast first: half the bytes travel)."""
     value = param.get_value().astype(dtype)
     if len(letters) == 1 or "E" in letters:
         # scales and biases meet activations entry by entry, where "reduced" is not allowed; experts have rows of others
         return reshard(value, dims.gathered_spec(letters, value.shape))
-    return gathered(value, letters)
+    return gathered(value, letters, decoding=decoding)

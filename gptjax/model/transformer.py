@@ -88,7 +88,7 @@ class Transformer(nnx.Module):
 
     def unembed(self, h_BTD: jax.Array, *, decoding: bool = False) -> jax.Array:
         table = self.embedding_VD if self.unembedding_VD is None else self.unembedding_VD
-        return unembed(h_BTD, use(table, "VD", h_BTD.dtype), decoding=decoding)
+        return unembed(h_BTD, use(table, "VD", h_BTD.dtype, decoding=decoding), decoding=decoding)
 
     def _blocks(self, tokens_BT, segments_BT, positions_BT, causal, key, *, keep_cache):
         graph, blocks = nnx.split(self.blocks)

@@ -9,10 +9,8 @@ from jax.sharding import PartitionSpec
 
 from gptjax import dims
 
-_SUMMED = ("data", "fsdp", "expert", "context")  # axes along which rows and positions, hence gradients, are spread
 
-
-def gathered(x: jax.Array, letters: str) -> jax.Array:
+def gathered(x: jax.Array, letters: str, *, decoding: bool = False) -> jax.Array:
     """A matrix's value in the layout of its use; one that is whole already stays as it is.
 
     The gradient is summed over rows and positions by one reduce-scatter over `fsdp`, and only the piece that stays
@@ -21,14 +19,16 @@ def gathered(x: jax.Array, letters: str) -> jax.Array:
     Args:
         x: float[letters], laid out as `dims.gathered_spec(letters)`, or brought to `dims.param_spec(letters)` first.
         letters: its dimensions.
+        decoding: the positions that it is multiplied with are not spread over `context`.
     """
+    summed = dims.BATCH_AXES if decoding else (*dims.BATCH_AXES, "context")
     stored, whole = dims.param_spec(letters, x.shape), dims.gathered_spec(letters, x.shape)
-    after = PartitionSpec(*whole, reduced=frozenset(_SUMMED))
+    after = PartitionSpec(*whole, reduced=frozenset(summed))
     if stored == whole or jax.typeof(x).sharding.spec in (whole, after):
         return x
 
     def local(piece):
-        piece = jax.lax.pcast(piece, tuple(axis for axis in _SUMMED if axis != "fsdp"), to="reduced")
+        piece = jax.lax.pcast(piece, tuple(axis for axis in summed if axis != "fsdp"), to="reduced")
         return jax.lax.all_gather(piece, "fsdp", axis=letters.index("D"), tiled=True, to="reduced")
 
     return jax.shard_map(local, in_specs=stored, out_specs=after)(jax.sharding.reshard(x, stored))

@@ -39,7 +39,7 @@ def test_fsdp_gathers_every_matrix_twice_and_scatters_its_gradient_once(programs
     gathered = moved["all-gather"].payload_bytes
     assert 2 * blocks + 2 * table <= gathered <= 2 * blocks + 2 * table + 2 * scales
     assert moved["reduce-scatter"].payload_bytes == blocks + 2 * table
-    assert moved["all-reduce"].payload_bytes <= scales + 100
+    assert moved["all-reduce"].payload_bytes <= scales + 200  # and the metrics
 
 
 def test_arguments_are_split_into_what_they_are(programs):
@@ -63,7 +63,7 @@ def test_a_rollout_and_its_update_are_both_planned():
     assert collect.memory.parameters == step.memory.parameters
 
 
-SMALL = Chip(hbm_bytes=2e5, flops=1e12, hbm_bandwidth=1e11, ici_bandwidth=1e10, ici_dims=1, dcn_bandwidth=1e9)
+SMALL = Chip(hbm_bytes=1e5, flops=1e12, hbm_bandwidth=1e11, ici_bandwidth=1e10, ici_dims=1, dcn_bandwidth=1e9)
 
 
 def test_what_does_not_fit_exits_with_code_3_and_says_what_would(monkeypatch, capsys):
@@ -74,7 +74,7 @@ def test_what_does_not_fit_exits_with_code_3_and_says_what_would(monkeypatch, ca
     assert stop.value.code == 3
     found = json.loads(capsys.readouterr().out)["cpu:8"]
     step = found["programs"]["step"]
-    assert step["memory"]["missing"] == step["memory"]["peak"] - 200_000 > 0
+    assert step["memory"]["missing"] == step["memory"]["peak"] - 100_000 > 0
     assert found["remedy"] is None or "--" in found["remedy"]
     alone = {name: step["roofline"][name] for name in ("compute", "hbm", "ici", "dcn")}
     assert step["roofline"]["fastest"] == max(alone.values()) == alone[step["roofline"]["binds"]]
@@ -107,7 +107,7 @@ def test_members_of_a_group_name_their_axes():
 def test_the_table_of_chips_is_the_makers():
     v5e, v5p = CHIPS["TPU v5 lite"], CHIPS["TPU v5"]
     assert (v5e.flops, v5p.flops) == (197e12, 459e12)
-    assert 1.5 < v5p.hbm_bytes / v5e.hbm_bytes / 4 < 1.6
+    assert v5p.hbm_bytes / v5e.hbm_bytes == 95 / 16
     assert all(c.dcn_bandwidth < c.ici_bandwidth < c.hbm_bandwidth < c.flops for c in CHIPS.values())
     assert chip("TPU v99") is None
 
