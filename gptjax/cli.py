@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 USER_ERROR = 2  # a mistake of the user's: do not restart
+_HOSTS = ("coordinator", "count", "index")
 
 _EXAMPLES = {
     "run": "gptjax run experiments/chatgpt_mini.py --workdir runs/mini --seed 1",
@@ -40,7 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "run an experiment or a recipe, or go on with it")
     run.add_argument("file", help="Python file with a function experiment() or recipe(); FILE:NAME for another name")
     run.add_argument("--workdir", type=Path, help="folder of the run (default: runs/FILE)")
-    run.add_argument("--devices", type=int, help="simulate this many devices on the CPU")
+    run.add_argument("--devices", type=int, help="simulate this many devices on the CPU (of each process)")
+    hosts = run.add_argument_group(
+        "several processes", "found by themselves on Cloud TPU, GKE, SLURM and Open MPI; elsewhere give all three"
+    )
+    hosts.add_argument("--hosts.coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    hosts.add_argument("--hosts.count", type=int, metavar="N", help="processes in all; 1: alone, look for no others")
+    hosts.add_argument("--hosts.index", type=int, metavar="I", help="number of this process, from 0")
     _add_curate(commands)
     for name, command, text in (
         ("generate", _generate, "answer one prompt"),
@@ -92,16 +99,19 @@ _MORE = {
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> None:
+    from gptjax.run.hosts import HostsConfig, is_first
     from gptjax.run.load import load_recipe
     from gptjax.run.start import start_jax
 
     if args.devices is not None and args.devices < 1:
         raise ValueError(f"--devices must be at least 1, got {args.devices}")
-    start_jax(args.devices)
+    start_jax(args.devices, HostsConfig(**{name: getattr(args, f"hosts.{name}") for name in _HOSTS}))
     recipe = load_recipe(args.file, overrides)
     from gptjax.run.driver import run
 
     report = run(recipe, args.workdir or Path("runs") / recipe.name)
+    if not is_first():
+        return
     print(f"report: {report}")
     if {"sft", "ppo", "dpo", "grpo", "rejection"} & set(recipe.stages):
         print(f"talk to it: gptjax chat {report.parent}")

@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from gptjax.config import to_text
 from gptjax.optim.optimizer import learning_rate
 from gptjax.run.checkpoint import Checkpoints, abstract
 from gptjax.run.experiment import Experiment, Recipe, build_task, check_layout, task_kind
+from gptjax.run.hosts import check_same, check_shared, first_says, is_first, on_first
 from gptjax.run.mesh import bytes_per_device, make_mesh, put
-from gptjax.run.metrics import Meter, MetricsLog
+from gptjax.run.metrics import Meter, MetricsLog, NoLog
 from gptjax.run.progress import Progress, status
 from gptjax.run.report import write_report
 from gptjax.run.task import Setup, Task
@@ -41,12 +43,15 @@ def run(recipe: Recipe, workdir: Path) -> Path:
             check_layout(experiment, meshes[name])
         except ValueError as error:
             raise ValueError(f"stage {name}: {error}") from None
-    claim(recipe, workdir, environment())
+    check_same("the experiment", "".join(map(to_text, recipe.stages.values())))
+    on_first(lambda: claim(recipe, workdir, environment()))
+    check_shared(workdir)
     for name, experiment in recipe.stages.items():
-        if not (workdir / name / "result.json").exists():
+        if not first_says((workdir / name / "result.json").exists()):
             _run_stage(recipe, name, experiment, meshes[name], workdir)
-            write_report(workdir)
-    return write_report(workdir)
+            on_first(lambda: write_report(workdir))
+    on_first(lambda: write_report(workdir))
+    return workdir / "report.html"
 
 
 def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, workdir: Path) -> None:
@@ -68,8 +73,9 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
             stage_folder=stage_folder,
         )
         task = build_task(experiment, setup)
+        check_same("the data", task.data_fingerprint)
         checkpoints = Checkpoints(folder / "checkpoints", keep=experiment.keep)
-        log = MetricsLog(folder)
+        log = MetricsLog(folder) if is_first() else NoLog()
         try:
             state, about = _restored(task, experiment, checkpoints, log)
             state, about = _train(name, experiment, task, state, about, checkpoints, log, began)
@@ -79,14 +85,14 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
                 "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
                 "state_bytes_per_device": bytes_per_device((state.params, state.opt_state)),
             }
-            write_atomically(folder / "result.json", json.dumps(result | about, indent=1))
+            on_first(lambda: write_atomically(folder / "result.json", json.dumps(result | about, indent=1)))
         finally:
             log.close()
             checkpoints.close()
 
 
 def _restored(
-    task: Task, experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog
+    task: Task, experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog | NoLog
 ) -> tuple[TrainState, dict[str, Any]]:
     """This run's newest checkpoint, else another run's weights, else fresh ones; and what was counted so far."""
     state = jax.jit(task.init)(jax.random.key(experiment.seed))
@@ -111,7 +117,7 @@ def _train(
     state: TrainState,
     about: dict[str, Any],
     checkpoints: Checkpoints,
-    log: MetricsLog,
+    log: MetricsLog | NoLog,
     began: float,
 ) -> tuple[TrainState, dict[str, Any]]:
     step = jax.jit(task.step, donate_argnums=0)

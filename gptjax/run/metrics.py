@@ -94,6 +94,20 @@ class MetricsLog:
             self._writer = None
 
 
+class NoLog:
+    """What a process writes that is not the first of its run: nothing."""
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Drop the row."""
+
+    def resume(self, step: int) -> int:
+        """There is nothing to forget."""
+        return 0
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, numbers restored; a half-written last row is left out.
 

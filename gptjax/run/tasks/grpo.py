@@ -79,7 +79,7 @@ def build(config: GrpoTask, setup: Setup) -> Task:
     return Task(
         init=lambda key: initial_state(policy.init(key), tx, jax.random.fold_in(key, 1)),
         start=start,
-        data=lambda position: batch_at(prompts, position, settings.prompts, setup.seed),
+        data=lambda position: batch_at(prompts, position, settings.prompts, setup.seed, setup.share),
         collect=partial(collect_groups, policy=policy, scalar=scalar, config=settings, end_id=tokenizer.end_id),
         frozen_models=frozen_models,
         step=partial(grpo_step, policy=policy, optimizer=tx, config=settings),

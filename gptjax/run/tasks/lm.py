@@ -49,7 +49,9 @@ def build(config: LmTask, setup: Setup) -> Task:
 
     def evaluate(state):
         token_bytes_V = text.tokenizer.token_bytes_V
-        figures = heldout_loss(partial(sums, state), text.heldout_rows, setup.batch_size, place, token_bytes_V)
+        figures = heldout_loss(
+            partial(sums, state), text.heldout_rows, setup.batch_size, place, token_bytes_V, share=setup.share
+        )
         return {f"eval/{name}": value for name, value in figures.items()}
 
     def finish(state):
@@ -62,7 +64,7 @@ def build(config: LmTask, setup: Setup) -> Task:
     return Task(
         init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
         start=started(model, tx, setup, config.start_from),
-        data=lambda position: batch_at(text.rows, position, setup.batch_size, setup.seed),
+        data=lambda position: batch_at(text.rows, position, setup.batch_size, setup.seed, setup.share),
         step=step,
         evaluate=evaluate,
         finish=finish,

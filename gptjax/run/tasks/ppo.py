@@ -109,9 +109,9 @@ def build(config: PpoTask, setup: Setup) -> Task:
         return begin(first, reward, norm, state.key)
 
     def data(position):
-        batch = batch_at(prompts, position, config.ppo.prompts, setup.seed)
+        batch = batch_at(prompts, position, config.ppo.prompts, setup.seed, setup.share)
         n_rows = config.ppo.prompts * config.ppo.ptx_rows
-        rows = None if pretrain is None else batch_at(pretrain, position, n_rows, setup.seed + 1)
+        rows = None if pretrain is None else batch_at(pretrain, position, n_rows, setup.seed + 1, setup.share)
         return PpoBatch(prompts=batch, pretrain=rows)
 
     sampling = SamplingConfig(max_new_tokens=config.ppo.response_tokens, temperature=config.ppo.temperature)

@@ -22,7 +22,8 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import optimizer
-from gptjax.run.mesh import put
+from gptjax.run.hosts import first_says, on_first
+from gptjax.run.mesh import fetch, put
 from gptjax.run.progress import status
 from gptjax.run.task import Setup, Task
 from gptjax.run.tasks.comparisons import permuted, simulated_comparisons, write_comparisons
@@ -97,7 +98,8 @@ def build(config: RewardTask, setup: Setup) -> Task:
         return candidate_scores(params, {}, batch, model=model)
 
     def scores(params, chosen: Rows) -> np.ndarray:
-        pieces = [np.asarray(score(params, place(b))) for b in evaluation_batches(chosen, setup.batch_size)]
+        batches = evaluation_batches(chosen, setup.batch_size, setup.share)
+        pieces = [fetch(score(params, place(batch))) for batch in batches]
         return np.concatenate(pieces)[: len(chosen.lengths_BC)]
 
     def start(state):
@@ -128,7 +130,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
     return Task(
         init=lambda key: _state(model.init(key), tx, jax.random.fold_in(key, 1)),
         start=start,
-        data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed),
+        data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed, setup.share),
         step=partial(reward_step, model=model, optimizer=tx, config=config.reward),
         evaluate=evaluate,
         finish=finish,
@@ -153,7 +155,7 @@ def comparisons(
             raise ValueError(f"{config.comparisons}: {len(train)} comparisons are too few to hold some out; give more")
         return train[:cut], train[cut:]
     paths = {split: setup.folder / "data" / f"{split}.jsonl" for split in ("train", "heldout")}
-    if not all(path.exists() for path in paths.values()):
+    if not first_says(all(path.exists() for path in paths.values())):
         _simulate(config, setup, tokenizer, upstream, paths)
     train, heldout = (list(read_preferences(path)) for path in paths.values())
     return list[Judged](permuted(train, setup.seed) if config.permute_labels else train), list[Judged](heldout)
@@ -208,7 +210,7 @@ def _simulate(config: RewardTask, setup: Setup, tokenizer: Tokenizer, upstream: 
                 prompt_tokens=config.prompt_tokens,
                 seed=2 * setup.seed + number,
             )
-        write_comparisons(path, made)
+        on_first(partial(write_comparisons, path, made))
 
 
 def _state(params: Any, tx: Any, key: jax.Array) -> TrainState:
