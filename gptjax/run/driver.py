@@ -13,10 +13,12 @@ import numpy as np
 from gptjax.config import to_text
 from gptjax.optim.optimizer import learning_rate
 from gptjax.run.checkpoint import Checkpoints, abstract
+from gptjax.run.chips import peak_flops
 from gptjax.run.experiment import Experiment, Recipe, build_task, check_layout, task_kind
 from gptjax.run.hosts import check_same, check_shared, first_says, is_first, on_first
 from gptjax.run.mesh import bytes_per_device, make_mesh, put
 from gptjax.run.metrics import Meter, MetricsLog, NoLog
+from gptjax.run.profile import StepProfile
 from gptjax.run.progress import Progress, status
 from gptjax.run.report import write_report
 from gptjax.run.task import Setup, Task
@@ -125,7 +127,9 @@ def _train(
     rate = learning_rate(experiment.optimizer, experiment.steps)
     updates = task.updates_per_batch
     save_every = math.ceil(experiment.save_every / updates) * updates
-    mesh, meter = jax.sharding.get_mesh(), Meter()
+    mesh = jax.sharding.get_mesh()
+    meter = Meter(task.flops_per_token, peak_flops([device.device_kind for device in jax.devices()]))
+    profile = StepProfile(experiment.profile if is_first() else None, checkpoints.folder.parent / "profile")
     done, batch, pending = int(state.step), None, None
     seconds_before, tokens = about["seconds"], about["tokens"]
 
@@ -154,6 +158,7 @@ def _train(
             pending = None
 
         while done < experiment.steps:
+            profile.begin(done + 1)
             if done % updates == 0:
                 with meter.waiting():
                     batch = put(task.data(done // updates), mesh)
@@ -162,6 +167,7 @@ def _train(
                     batch = collect(state, task.frozen_models, batch, key)
             state, metrics = step(state, batch)
             done += 1
+            profile.end(done, metrics)
             flush()
             pending = (done, metrics)
             last = done == experiment.steps  # its checkpoint is written below, with what `finish` adds
@@ -175,6 +181,7 @@ def _train(
                     checkpoints.save(state, done, noted())
                 meter.restart()
         flush()
+        profile.close()
     with status(f"examining {name}"):
         state, evaluation = task.finish(state)
     checkpoints.save(state, done, noted())
