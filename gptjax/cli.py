@@ -1,4 +1,4 @@
-"""The command line: `gptjax run | curate | generate | chat`."""
+"""The command line: `gptjax run | tokenize | curate | generate | chat`."""
 
 import argparse
 import os
@@ -11,6 +11,7 @@ _HOSTS = ("coordinator", "count", "index")
 
 _EXAMPLES = {
     "run": "gptjax run experiments/chatgpt_mini.py --workdir runs/mini --seed 1",
+    "tokenize": "gptjax tokenize texts/ rows/ --tokenizer runs/chatgpt_mini/lm/tokenizer.model --row-tokens 256",
     "curate": "gptjax curate prompts.jsonl curated --field prompt --user-field user --json",
     "generate": "gptjax generate runs/chatgpt_mini --prompt 'What does `os.path.join` do?'",
     "chat": "gptjax chat runs/chatgpt_mini --stage sft",
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     hosts.add_argument("--hosts.coordinator", metavar="HOST:PORT", help="where process 0 listens")
     hosts.add_argument("--hosts.count", type=int, metavar="N", help="processes in all; 1: alone, look for no others")
     hosts.add_argument("--hosts.index", type=int, metavar="I", help="number of this process, from 0")
+    _add_tokenize(commands)
     _add_curate(commands)
     for name, command, text in (
         ("generate", _generate, "answer one prompt"),
@@ -64,6 +66,20 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--prompt", required=True)
             sub.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_tokenize(commands) -> None:
+    tokenize = _command(commands, "tokenize", _tokenize, "pack a corpus into shards that --task.shards reads")
+    tokenize.add_argument("corpus", type=Path, help=".txt, .jsonl, a .gz of either, or a folder of them")
+    tokenize.add_argument("folder", type=Path, help="where the shards go; give it again to go on")
+    tokenize.add_argument("--tokenizer", type=Path, required=True, help="a sentencepiece model")
+    tokenize.add_argument("--row-tokens", type=int, required=True, help="tokens of a row")
+    tokenize.add_argument("--field", default="text", help="of a JSON line, the text (default: text)")
+    tokenize.add_argument("--heldout-fraction", type=float, default=0.01, help="of the documents (default: 0.01)")
+    tokenize.add_argument("--long", choices=("split", "truncate", "drop"), default="split", help="long documents")
+    tokenize.add_argument("--part-megabytes", type=float, default=64.0, help="text of a shard (default: 64)")
+    tokenize.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at once (default: all cores)")
+    tokenize.add_argument("--json", action="store_true", help="print the counts as one JSON object")
 
 
 def _add_curate(commands) -> None:
@@ -115,6 +131,34 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     print(f"report: {report}")
     if {"sft", "ppo", "dpo", "grpo", "rejection"} & set(recipe.stages):
         print(f"talk to it: gptjax chat {report.parent}")
+
+
+def _tokenize(args: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest)
+    import json
+
+    from gptjax.run.tokenization import TokenizeConfig, tokenize
+
+    config = TokenizeConfig(
+        row_tokens=args.row_tokens,
+        field=args.field,
+        heldout_fraction=args.heldout_fraction,
+        long=args.long,
+        part_megabytes=args.part_megabytes,
+    )
+    manifest = tokenize(args.corpus, args.folder, args.tokenizer, config, args.processes)
+    counts = {
+        split: {name: value for name, value in about.items() if name != "shards"} | {"shards": len(about["shards"])}
+        for split, about in manifest["splits"].items()
+    }
+    if args.json:
+        print(json.dumps(counts | {"fingerprint": manifest["fingerprint"]}))
+        return
+    for split, found in counts.items():
+        print(
+            f"{split}: {found['documents']:,} documents, {found['tokens']:,} tokens in {found['rows']:,} rows "
+            f"({found['fill']:.1%} full), {found['shards']} shards"
+        )
 
 
 def _curate(args: argparse.Namespace, rest: list[str]) -> None:

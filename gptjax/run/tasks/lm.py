@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptjax.data.loader import batch_at
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.perplexity import heldout_loss
 from gptjax.generate.engine import SamplingConfig
@@ -15,7 +14,8 @@ from gptjax.model.pure import language_model
 from gptjax.optim.optimizer import optimizer
 from gptjax.run.mesh import put
 from gptjax.run.task import Setup, Task
-from gptjax.run.tasks.corpus import CorpusConfig, read_corpus, xz_bits_per_byte
+from gptjax.run.tasks.corpus import CorpusConfig
+from gptjax.run.tasks.rows import Rows, corpus_rows, shard_rows
 from gptjax.run.tasks.upstream import sampler, started
 from gptjax.train.lm import lm_step, lm_sums
 from gptjax.train.update import initial_state
@@ -26,18 +26,35 @@ from gptjax.types import Model, Params, PromptBatch
 class LmTask(CorpusConfig):
     """Next-token prediction on a corpus.
 
+    shards: folder or URL (gs://bucket/corpus) that `gptjax tokenize` wrote, in place of `corpus`; it brings its
+    tokenizer and its held-out rows.
     start_from: stage of the recipe, or folder of a trained stage, whose weights are taken (None: from scratch).
     z_loss: coefficient.  loss_chunks: pieces in which logits are computed.
     """
 
+    shards: str | None = None
     start_from: str | None = None
     z_loss: float = 0.0
     loss_chunks: int = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shards is not None and (self.corpus is not None or self.tokenizer is not None):
+            raise ValueError(
+                f"task.shards {self.shards!r} brings text and tokenizer: leave task.corpus and task.tokenizer out"
+            )
+
+
+def lm_rows(config: LmTask, setup: Setup, start_from: str | None) -> Rows:
+    """The rows that the settings name."""
+    if config.shards is not None:
+        return shard_rows(config.shards, config.row_tokens, setup, start_from)
+    return corpus_rows(config, setup, start_from)
+
 
 def build(config: LmTask, setup: Setup) -> Task:
-    """The task, with its corpus read and its rows packed."""
-    text = read_corpus(config, setup, config.start_from)
+    """The task, with its rows at hand."""
+    text = lm_rows(config, setup, config.start_from)
     model = language_model(setup.model)
     tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
     place = partial(put, mesh=setup.mesh)
@@ -50,21 +67,20 @@ def build(config: LmTask, setup: Setup) -> Task:
     def evaluate(state):
         token_bytes_V = text.tokenizer.token_bytes_V
         figures = heldout_loss(
-            partial(sums, state), text.heldout_rows, setup.batch_size, place, token_bytes_V, share=setup.share
+            partial(sums, state), text.heldout, setup.batch_size, place, token_bytes_V, share=setup.share
         )
         return {f"eval/{name}": value for name, value in figures.items()}
 
     def finish(state):
-        raw = "".join(document.text for document in text.heldout).encode()
         report: dict[str, Any] = {name.removeprefix("eval/"): value for name, value in evaluate(state).items()}
-        report |= {"heldout_bytes": len(raw), "xz_bits_per_byte": xz_bits_per_byte(raw)} | text.figures
+        report |= text.figures()
         report["samples"] = samples(model, state.params, text.tokenizer, setup)
         return state, report
 
     return Task(
         init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
         start=started(model, tx, setup, config.start_from),
-        data=lambda position: batch_at(text.rows, position, setup.batch_size, setup.seed, setup.share),
+        data=lambda position: text.draw(position, setup.batch_size, setup.seed, setup.share),
         step=step,
         evaluate=evaluate,
         finish=finish,

@@ -1,5 +1,6 @@
 """PPO: prompts, a policy, a reward model -> a policy whose answers score higher."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.data.labeler import SimulatedLabeler
-from gptjax.data.loader import batch_at
+from gptjax.data.loader import Share, batch_at
 from gptjax.data.prompts import prompt_batch
+from gptjax.data.remote import open_shards
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model, value_head
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
@@ -27,7 +30,7 @@ from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.reference import Holding, held, upper_layers, with_frozen_layers
 from gptjax.train.rollout import collect
 from gptjax.train.update import initial_state
-from gptjax.types import Model, Params, PpoBatch
+from gptjax.types import LmBatch, Model, Params, PpoBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,7 @@ def build(config: PpoTask, setup: Setup) -> Task:
     def data(position):
         batch = batch_at(prompts, position, config.ppo.prompts, setup.seed, setup.share)
         n_rows = config.ppo.prompts * config.ppo.ptx_rows
-        rows = None if pretrain is None else batch_at(pretrain, position, n_rows, setup.seed + 1, setup.share)
+        rows = None if pretrain is None else pretrain(position, n_rows, setup.seed + 1, setup.share)
         return PpoBatch(prompts=batch, pretrain=rows)
 
     sampling = SamplingConfig(max_new_tokens=config.ppo.response_tokens, temperature=config.ppo.temperature)
@@ -161,8 +164,17 @@ def _optimizers(config: PpoTask, setup: Setup, models: dict[str, Any]) -> optax.
     return with_frozen_layers(tx, models["policy"], config.frozen_layers) if config.frozen_layers else tx
 
 
-def _pretrain_rows(config: PpoTask, tokenizer: Any) -> Any:
+def _pretrain_rows(config: PpoTask, tokenizer: Tokenizer) -> Callable[[int, int, int, Share], LmBatch] | None:
+    """(position, batch_size, seed, share) -> rows; None if no update mixes them in."""
     if config.ppo.ptx_coefficient == 0.0:
         return None
+    if config.pretrain.shards is not None:
+        shards = open_shards(config.pretrain.shards, "train")
+        if shards.manifest["tokenizer"] != tokenizer.fingerprint:
+            raise ValueError(
+                f"task.pretrain.shards {config.pretrain.shards!r} were made with another tokenizer than that of "
+                f"{config.policy_from!r}"
+            )
+        return shards.batch_at
     train, _ = corpus(config.pretrain)
-    return packed_rows(train, tokenizer, config.pretrain)[0]
+    return partial(batch_at, packed_rows(train, tokenizer, config.pretrain)[0])
