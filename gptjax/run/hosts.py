@@ -63,7 +63,7 @@ def join(config: HostsConfig) -> None:
     interfaces as JAX would have it.
 
     Raises:
-        ValueError: the processes do not meet.
+        ConnectionError: the processes did not meet; they may if all are started again.
     """
     if config.alone:
         return
@@ -79,7 +79,7 @@ def join(config: HostsConfig) -> None:
                 coordinator_bind_address=config.coordinator if _LOOPBACK.fullmatch(config.coordinator) else None,
             )
         except RuntimeError as error:
-            raise ValueError(
+            raise ConnectionError(
                 f"process {config.index} of {config.count} did not meet the others at hosts.coordinator "
                 f"{config.coordinator}: {_first_line(error)}"
             ) from error
@@ -157,7 +157,7 @@ def _join_found() -> None:
         if "coordinator_address should be defined" not in str(error):
             raise
     except RuntimeError as error:
-        raise ValueError(
+        raise ConnectionError(
             f"the processes that the environment names did not meet: {_first_line(error)}; give --hosts.coordinator, "
             "--hosts.count and --hosts.index, or --hosts.count 1 to be alone"
         ) from error

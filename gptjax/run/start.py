@@ -17,7 +17,7 @@ def start_jax(devices: int | None = None, hosts: "HostsConfig | None" = None) ->
         hosts: where to meet the other processes of the run (None: this command runs in one).
 
     Raises:
-        ValueError: the processes do not meet.
+        ConnectionError: the processes did not meet.
     """
     import jax
 
