@@ -128,7 +128,7 @@ def _train(
     updates = task.updates_per_batch
     save_every = math.ceil(experiment.save_every / updates) * updates
     mesh = jax.sharding.get_mesh()
-    meter = Meter(task.flops_per_token, peak_flops([device.device_kind for device in jax.devices()]))
+    meter = Meter(task.flops_per_token, peak_flops([device.device_kind for device in mesh.devices.flat]))
     profile = StepProfile(experiment.profile if is_first() else None, checkpoints.folder.parent / "profile")
     done, batch, pending = int(state.step), None, None
     seconds_before, tokens = about["seconds"], about["tokens"]

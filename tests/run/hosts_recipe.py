@@ -18,7 +18,7 @@ from gptjax.train.grpo import GrpoConfig
 from gptjax.train.ppo_config import PpoConfig
 
 DATA = Path(os.environ["TINY_DATA"])
-MODEL = ModelConfig(vocab_size=320, layers=2, width=32, heads=4, hidden=64, max_length=64)
+MODEL = ModelConfig(vocab_size=320, layers=1, width=32, heads=4, hidden=64, max_length=64)
 ADAMW = OptimizerConfig(peak_lr=3e-3, warmup_steps=4)
 CORPUS = LmTask(corpus=DATA / "corpus.jsonl", heldout_fraction=0.2, row_tokens=32)
 

@@ -60,7 +60,9 @@ def port() -> int:
 
 def environment(folder: Path) -> dict[str, str]:
     own = {"TINY_DATA": str(folder / "data"), "XDG_CACHE_HOME": str(folder / "cache"), "JAX_PLATFORMS": "cpu"}
-    return os.environ | own | {"PYTHONPATH": str(HERE.parents[1])}
+    # nearly all of the time goes into compiling, which is much the same for such small programs without optimising them
+    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+    return os.environ | own | flags | {"PYTHONPATH": str(HERE.parents[1])}
 
 
 def output(processes: list[subprocess.Popen], seconds: float = 900) -> list[str]:

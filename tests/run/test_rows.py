@@ -34,7 +34,7 @@ def setup(mesh, folder, **model) -> Setup:
     sizes = {"vocab_size": 290, "layers": 1, "width": 8, "heads": 2, "max_length": 32} | model
     return Setup(
         model=ModelConfig(**sizes),
-        optimizer=OptimizerConfig(),
+        optimizer=OptimizerConfig(peak_lr=1e-3),
         steps=1,
         batch_size=4,
         seed=0,
