@@ -22,10 +22,10 @@ from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.criteria import Criterion
 from gptjax.run.experiment import Experiment, Recipe
-from gptjax.run.tasks.corpus import CorpusConfig
 from gptjax.run.tasks.lm import LmTask
 from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.reward import RewardTask
+from gptjax.run.tasks.rows import RowsConfig
 from gptjax.run.tasks.sft import SftTask
 from gptjax.train.ppo_config import PpoConfig
 
@@ -126,7 +126,7 @@ def ppo(folder: Path, ptx: float, *criteria: Criterion) -> Experiment:
     )  # fmt: skip
     task = PpoTask(
         ppo=settings, prompts=folder / "prompts.jsonl", prompt_tokens=PROMPT_TOKENS, program=f"{__file__}:gold",
-        pretrain=CorpusConfig(corpus=folder / "corpus.jsonl", heldout_fraction=0.1, row_tokens=64), best_of=8,
+        pretrain=RowsConfig(corpus=folder / "corpus.jsonl", heldout_fraction=0.1, row_tokens=64), best_of=8,
     )  # fmt: skip
     shared = (
         Criterion(figure="gold_gain_ci.0", at_least=0.0),

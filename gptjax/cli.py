@@ -1,4 +1,4 @@
-"""The command line: `gptjax run | plan | curate | generate | chat`."""
+"""The command line: `gptjax run | plan | tokenize | curate | generate | chat`."""
 
 import argparse
 import os
@@ -8,10 +8,12 @@ from pathlib import Path
 
 USER_ERROR = 2  # a mistake of the user's: do not restart
 DOES_NOT_FIT = 3  # a plan needs more memory than the devices have
+_HOSTS = ("coordinator", "count", "index")
 
 _EXAMPLES = {
     "run": "gptjax run experiments/chatgpt_mini.py --workdir runs/mini --seed 1",
     "plan": "gptjax plan experiments/llama2_7b.py --topology v5e:16x16",
+    "tokenize": "gptjax tokenize texts/ rows/ --tokenizer runs/chatgpt_mini/lm/tokenizer.model --row-tokens 256",
     "curate": "gptjax curate prompts.jsonl curated --field prompt --user-field user --json",
     "generate": "gptjax generate runs/chatgpt_mini --prompt 'What does `os.path.join` do?'",
     "chat": "gptjax chat runs/chatgpt_mini --stage sft",
@@ -45,8 +47,15 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "run an experiment or a recipe, or go on with it")
     run.add_argument("file", help="Python file with a function experiment() or recipe(); FILE:NAME for another name")
     run.add_argument("--workdir", type=Path, help="folder of the run (default: runs/FILE)")
-    run.add_argument("--devices", type=int, help="simulate this many devices on the CPU")
+    run.add_argument("--devices", type=int, help="simulate this many devices on the CPU (of each process)")
+    hosts = run.add_argument_group(
+        "several processes", "found by themselves on Cloud TPU, GKE, SLURM and Open MPI; elsewhere give all three"
+    )
+    hosts.add_argument("--hosts.coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    hosts.add_argument("--hosts.count", type=int, metavar="N", help="processes in all; 1: alone, look for no others")
+    hosts.add_argument("--hosts.index", type=int, metavar="I", help="number of this process, from 0")
     _add_plan(commands)
+    _add_tokenize(commands)
     _add_curate(commands)
     for name, command, text in (
         ("generate", _generate, "answer one prompt"),
@@ -74,6 +83,20 @@ def _add_plan(commands) -> None:
     plan.add_argument("--search", action="store_true", help="try layouts and remat policies, and rank them")
     plan.add_argument("--no-remedy", action="store_true", help="do not look for a change that would make it fit")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_tokenize(commands) -> None:
+    tokenize = _command(commands, "tokenize", _tokenize, "pack a corpus into shards that --task.shards reads")
+    tokenize.add_argument("corpus", type=Path, help=".txt, .jsonl, a .gz of either, or a folder of them")
+    tokenize.add_argument("folder", type=Path, help="where the shards go; give it again to go on")
+    tokenize.add_argument("--tokenizer", type=Path, required=True, help="a sentencepiece model")
+    tokenize.add_argument("--row-tokens", type=int, required=True, help="tokens of a row")
+    tokenize.add_argument("--field", default="text", help="of a JSON line, the text (default: text)")
+    tokenize.add_argument("--heldout-fraction", type=float, default=0.01, help="of the documents (default: 0.01)")
+    tokenize.add_argument("--long", choices=("split", "truncate", "drop"), default="split", help="long documents")
+    tokenize.add_argument("--part-megabytes", type=float, default=64.0, help="text of a shard (default: 64)")
+    tokenize.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at once (default: all cores)")
+    tokenize.add_argument("--json", action="store_true", help="print the counts as one JSON object")
 
 
 def _add_curate(commands) -> None:
@@ -110,17 +133,20 @@ _MORE = {
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> None:
+    from gptjax.run.hosts import HostsConfig, is_first
     from gptjax.run.load import load_recipe
     from gptjax.run.start import start_jax
 
     if args.devices is not None and args.devices < 1:
         raise ValueError(f"--devices must be at least 1, got {args.devices}")
-    start_jax(args.devices)
+    start_jax(args.devices, HostsConfig(**{name: getattr(args, f"hosts.{name}") for name in _HOSTS}))
     recipe = load_recipe(args.file, overrides)
     from gptjax.run.criteria import criteria_sentences
     from gptjax.run.driver import run
 
     report = run(recipe, args.workdir or Path("runs") / recipe.name)
+    if not is_first():
+        return
     print(f"report: {report}")
     for sentence in criteria_sentences(report.parent, list(recipe.stages)):
         print(sentence)
@@ -133,6 +159,34 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> None:
 
     if not plan(args, overrides):
         raise SystemExit(DOES_NOT_FIT)
+
+
+def _tokenize(args: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest)
+    import json
+
+    from gptjax.run.tokenization import TokenizeConfig, tokenize
+
+    config = TokenizeConfig(
+        row_tokens=args.row_tokens,
+        field=args.field,
+        heldout_fraction=args.heldout_fraction,
+        long=args.long,
+        part_megabytes=args.part_megabytes,
+    )
+    manifest = tokenize(args.corpus, args.folder, args.tokenizer, config, args.processes)
+    counts = {
+        split: {name: value for name, value in about.items() if name != "shards"} | {"shards": len(about["shards"])}
+        for split, about in manifest["splits"].items()
+    }
+    if args.json:
+        print(json.dumps(counts | {"fingerprint": manifest["fingerprint"]}))
+        return
+    for split, found in counts.items():
+        print(
+            f"{split}: {found['documents']:,} documents, {found['tokens']:,} tokens in {found['rows']:,} rows "
+            f"({found['fill']:.1%} full), {found['shards']} shards"
+        )
 
 
 def _curate(args: argparse.Namespace, rest: list[str]) -> None:

@@ -16,7 +16,7 @@ def elsewhere(monkeypatch, tmp_path):
     """An empty current folder, and JAX as the tests configured it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GPTJAX_TRACEBACK", raising=False)
-    monkeypatch.setattr("gptjax.run.start.start_jax", lambda devices=None: None)
+    monkeypatch.setattr("gptjax.run.start.start_jax", lambda devices=None, hosts=None: None)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from gptjax.data.loader import host_share, n_rows, row_indices
+from gptjax.data.loader import EVERYTHING, Share, n_rows, own_rows, row_indices
 from gptjax.data.packing import best_fit, spans
 from gptjax.types import PackedCandidates, RatingBatch, RewardBatch
 
@@ -16,24 +16,22 @@ def packed(
     rows: int = 1,
     multiple: int = 1,
     microbatches: int = 1,
-    host: int = 0,
-    n_hosts: int = 1,
+    share: Share = EVERYTHING,
 ) -> PackedCandidates:
     """Pack the candidates of a global batch into rows, so that a step computes next to no padding.
 
     Args:
         batch: prompts with their candidates, on the host.
         row_tokens: tokens per row (T) of the result; the longest candidate must fit.
-        rows: rows to make for each microbatch, the same for every batch so that a step is compiled once; a batch that
+        rows: rows to make for each microbatch, the same for every batch so that a step is compiled once; one that
             needs more gets more.
         multiple: what that number is rounded up to.
         microbatches: packed apart, so that a row and its prompts belong to the same one; microbatch n has every
             `microbatches`-th prompt from n on, and those rows.
-        host: this host; it gets a contiguous share of the rows and of the prompts.
-        n_hosts: hosts that share the batch; each packs all of it, so that their number changes nothing.
+        share: what this host gets of the rows and of the prompts; each packs all, so that their number changes nothing.
 
     Returns:
-        Rows i32[rows x microbatches / n_hosts, T]; the prompts, their candidates and what was judged keep their order.
+        Rows i32[rows x microbatches, T], or the share of them; prompts and candidates keep their order.
 
     Raises:
         ValueError: a candidate is longer than a row.
@@ -62,7 +60,7 @@ def packed(
         last_BC=last_BC,
         judged=dataclasses.replace(batch, tokens_BCT=None),
     )
-    return host_share(whole, host, n_hosts)
+    return own_rows(whole, share)
 
 
 def rows_needed(lengths_BC: np.ndarray, row_tokens: int) -> int:

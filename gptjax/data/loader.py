@@ -3,11 +3,35 @@
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 Rows = TypeVar("Rows")  # LmBatch, RewardBatch, PromptBatch: NumPy arrays that share their leading dimension
+
+
+class Share(NamedTuple):
+    """What one host reads of each batch: some of its `of` equal pieces, which are numbered in the order of the rows."""
+
+    pieces: tuple[int, ...] = (0,)
+    of: int = 1
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Which rows of a batch these are, i64[rows], in order.
+
+        Raises:
+            ValueError: the sizes do not divide, or a piece lies outside its range.
+        """
+        if batch_size < 1 or self.of < 1 or batch_size % self.of:
+            raise ValueError(f"batch size {batch_size} must be a positive multiple of the pieces of a batch, {self.of}")
+        for piece in self.pieces:
+            if not 0 <= piece < self.of:
+                raise ValueError(f"piece {piece} lies outside 0..{self.of - 1}")
+        size = batch_size // self.of
+        return np.concatenate([np.arange(piece * size, (piece + 1) * size) for piece in self.pieces])
+
+
+EVERYTHING = Share()
 
 
 def n_rows(rows: Any) -> int:
@@ -50,7 +74,7 @@ def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def batch_at(rows: Rows, position: int, batch_size: int, seed: int, host: int = 0, n_hosts: int = 1) -> Rows:
+def batch_at(rows: Rows, position: int, batch_size: int, seed: int, share: Share = EVERYTHING) -> Rows:
     """This host's rows of the global batch number `position`.
 
     Args:
@@ -58,32 +82,30 @@ def batch_at(rows: Rows, position: int, batch_size: int, seed: int, host: int = 
         position: batches drawn before this one, from 0; batches run on across epochs.
         batch_size: rows of the global batch.
         seed: of the order.
-        host: this host, 0..n_hosts-1; it gets a contiguous slice, and the slices in order are the global batch.
-        n_hosts: hosts that share the batch.
+        share: what this host reads of it; the pieces of all hosts, in order, are the global batch.
 
     Returns:
-        The same dataclass with batch_size / n_hosts rows.
+        The same dataclass with the rows of the share.
 
     Raises:
         ValueError: there are no rows, sizes do not divide, or a number lies outside its range.
     """
     n = n_rows(rows)
-    local = _local(batch_size, host, n_hosts)
+    own = share.rows(batch_size)
     if not n:
         raise ValueError("there are no rows to draw from")
     if position < 0 or seed < 0:
         raise ValueError(f"position {position} and seed {seed} must not be negative")
-    return _taken(rows, row_indices(n, position * batch_size + host * local, local, seed))
+    return _taken(rows, row_indices(n, position * batch_size, batch_size, seed)[own])
 
 
-def evaluation_batches(rows: Rows, batch_size: int, host: int = 0, n_hosts: int = 1) -> Iterator[Rows]:
+def evaluation_batches(rows: Rows, batch_size: int, share: Share = EVERYTHING) -> Iterator[Rows]:
     """Every row once, in order; the last batch is filled up with rows of zeros (weight 0, length 0).
 
     Args:
         rows: the data set.
         batch_size: rows of the global batch.
-        host: this host; it gets a contiguous slice of each batch.
-        n_hosts: hosts that share the batches.
+        share: what this host reads of each batch.
 
     Returns:
         Iterator of ceil(rows / batch_size) batches, as many on each host.
@@ -92,51 +114,28 @@ def evaluation_batches(rows: Rows, batch_size: int, host: int = 0, n_hosts: int 
         ValueError: sizes do not divide, or a number lies outside its range.
     """
     n = n_rows(rows)
-    local = _local(batch_size, host, n_hosts)
-    for start in range(host * local, -(-n // batch_size) * batch_size, batch_size):
-        yield _filled(_taken(rows, np.arange(min(start, n), min(start + local, n))), local)
+    own = share.rows(batch_size)
+    for start in range(0, n, batch_size):
+        index = start + own
+        yield _filled(_taken(rows, np.minimum(index, n - 1)), index < n)
 
 
-def host_share(batch: Rows, host: int, n_hosts: int) -> Rows:
-    """This host's contiguous part of every array of a global batch; the parts of all hosts in order are the batch.
-
-    Args:
-        batch: any batch dataclass of NumPy arrays, nested or not, whose leading dimensions the number of hosts divides.
-        host: this host, 0..n_hosts-1.
-        n_hosts: hosts that share the batch.
-
-    Raises:
-        ValueError: sizes do not divide, or a number lies outside its range.
-    """
-
-    def part(values: np.ndarray) -> np.ndarray:
-        local = _local(len(values), host, n_hosts)
-        return values[host * local : (host + 1) * local]
-
-    return _mapped(part, batch)
-
-
-def _local(batch_size: int, host: int, n_hosts: int) -> int:
-    if batch_size < 1 or n_hosts < 1 or batch_size % n_hosts:
-        raise ValueError(f"batch size {batch_size} must be a positive multiple of the number of hosts, {n_hosts}")
-    if not 0 <= host < n_hosts:
-        raise ValueError(f"host {host} lies outside 0..{n_hosts - 1}")
-    return batch_size // n_hosts
+def own_rows(batch: Rows, share: Share) -> Rows:
+    """This host's rows of every array of a batch that is at hand whole; nested ones may differ in their number."""
+    return batch if share == EVERYTHING else _mapped(lambda values: values[share.rows(len(values))], batch)
 
 
 def _taken(rows: Rows, index: np.ndarray) -> Rows:
     return _mapped(lambda values: values[index], rows)
 
 
-def _filled(rows: Rows, size: int) -> Rows:
-    missing = size - n_rows(rows)
-    if not missing:
+def _filled(rows: Rows, real: np.ndarray) -> Rows:
+    """The rows with zeros in place of those that are not real."""
+    if real.all():
         return rows
-
-    def filled(values: np.ndarray) -> np.ndarray:
-        return np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)])
-
-    return _mapped(filled, rows)
+    return _mapped(
+        lambda values: np.where(real.reshape(-1, *[1] * (values.ndim - 1)), values, np.zeros((), values.dtype)), rows
+    )
 
 
 def _mapped(change: Callable[[np.ndarray], np.ndarray], rows: Rows) -> Rows:

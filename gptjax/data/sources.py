@@ -35,7 +35,7 @@ def read_documents(path: str | os.PathLike[str], *, field: str = "text") -> Iter
         ValueError: a file is damaged or of another kind, a line is wrong, or there is no document at all.
     """
     found = False
-    for file in _files(Path(path)):
+    for file in document_files(Path(path)):
         for document in _jsonl_documents(file, field) if ".jsonl" in file.suffixes else _text_document(file):
             if document.text:
                 found = True
@@ -63,7 +63,12 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
             yield line, _json_object(text, where)
 
 
-def _files(path: Path) -> list[Path]:
+def document_files(path: Path) -> list[Path]:
+    """The files that `read_documents` reads, in its order.
+
+    Raises:
+        ValueError: there are none, or a file of another kind is named.
+    """
     kinds = ", ".join(SUFFIXES)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())

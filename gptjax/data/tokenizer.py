@@ -57,6 +57,8 @@ class Tokenizer:
             return cls(Path(path).read_bytes())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        except OSError as error:
+            raise ValueError(f"{path}: the tokenizer cannot be read: {error.strerror}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to `path`, whole or not at all."""

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptjax.data.loader import evaluation_batches
+from gptjax.data.loader import EVERYTHING, Share, evaluation_batches, own_rows
 from gptjax.types import PromptBatch
 
 
@@ -21,11 +21,12 @@ class Answer:
 
 
 def answers(
-    sample: Callable[[Any, np.ndarray, jax.Array], tuple[jax.Array, jax.Array]],
+    sample: Callable[[Any, np.ndarray, jax.Array], tuple[Any, Any]],
     prompts: PromptBatch,
     key: jax.Array,
     *,
     batch_size: int,
+    share: Share = EVERYTHING,
     put: Callable[[Any], Any],
     decode: Callable[[Iterable[int]], str],
     end_id: int,
@@ -34,11 +35,13 @@ def answers(
     """One answer to each prompt, in order.
 
     Args:
-        sample: (prompts on the mesh, index_B, key) -> (tokens_BR, mask_BR), see gptjax.generate.engine.generate.
+        sample: (prompts on the mesh, index_B, key) -> (tokens_BR, mask_BR) of the whole batch, on the host or
+            addressable; see gptjax.generate.engine.generate.
         prompts: all prompts, on the host; repeat a row to get several answers to it (one after the other, so that the
             prompt is prefilled once).
         key: PRNG key; batch i draws from fold_in(key, i).
         batch_size: prompts at a time.
+        share: what this host puts of each batch; it gets all answers.
         put: host batch -> batch on the mesh.
         decode: token ids -> text.
         end_id: the end-of-turn token.
@@ -50,7 +53,8 @@ def answers(
         lengths_B = np.maximum(batch.lengths_B, 1)  # a filler row needs one token to attend to
         filled = PromptBatch(tokens_BP=batch.tokens_BP, lengths_B=lengths_B)
         asked, index_B = distinct(filled, multiple)
-        tokens_BR, mask_BR = map(np.asarray, sample(put(asked), index_B, jax.random.fold_in(key, number)))
+        own = put(own_rows(asked, share))
+        tokens_BR, mask_BR = map(np.asarray, sample(own, index_B, jax.random.fold_in(key, number)))
         found += answers_in(tokens_BR, mask_BR, decode, end_id)
     return found[:total]
 

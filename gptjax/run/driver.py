@@ -10,12 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from gptjax.config import to_text
 from gptjax.optim.optimizer import learning_rate
 from gptjax.run.checkpoint import Checkpoints, abstract
+from gptjax.run.chips import peak_flops
 from gptjax.run.criteria import checked
 from gptjax.run.experiment import Experiment, Recipe, build_task, check_layout, task_kind
+from gptjax.run.hosts import check_same, check_shared, first_says, is_first, on_first
 from gptjax.run.mesh import bytes_per_device, make_mesh, put
-from gptjax.run.metrics import Meter, MetricsLog
+from gptjax.run.metrics import Meter, MetricsLog, NoLog
+from gptjax.run.profile import StepProfile
 from gptjax.run.progress import Progress, status
 from gptjax.run.report import write_report
 from gptjax.run.task import Setup, Task
@@ -42,12 +46,15 @@ def run(recipe: Recipe, workdir: Path) -> Path:
             check_layout(experiment, meshes[name])
         except ValueError as error:
             raise ValueError(f"stage {name}: {error}") from None
-    claim(recipe, workdir, environment())
+    check_same("the experiment", "".join(map(to_text, recipe.stages.values())))
+    on_first(lambda: claim(recipe, workdir, environment()))
+    check_shared(workdir)
     for name, experiment in recipe.stages.items():
-        if not (workdir / name / "result.json").exists():
+        if not first_says((workdir / name / "result.json").exists()):
             _run_stage(recipe, name, experiment, meshes[name], workdir)
-            write_report(workdir)
-    return write_report(workdir)
+            on_first(lambda: write_report(workdir))
+    on_first(lambda: write_report(workdir))
+    return workdir / "report.html"
 
 
 def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, workdir: Path) -> None:
@@ -70,8 +77,9 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
             stage_folder=stage_folder,
         )
         task = build_task(experiment, setup)
+        check_same("the data", task.data_fingerprint)
         checkpoints = Checkpoints(folder / "checkpoints", keep=experiment.keep)
-        log = MetricsLog(folder)
+        log = MetricsLog(folder) if is_first() else NoLog()
         try:
             state, about = _restored(task, experiment, checkpoints, log)
             state, about = _train(name, experiment, task, state, about, checkpoints, log, began)
@@ -84,14 +92,14 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
             result |= about
             if experiment.criteria:
                 result["criteria"] = checked(experiment.criteria, result["evaluation"])
-            write_atomically(folder / "result.json", json.dumps(result, indent=1))
+            on_first(lambda: write_atomically(folder / "result.json", json.dumps(result, indent=1)))
         finally:
             log.close()
             checkpoints.close()
 
 
 def _restored(
-    task: Task, experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog
+    task: Task, experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog | NoLog
 ) -> tuple[TrainState, dict[str, Any]]:
     """This run's newest checkpoint, else another run's weights, else fresh ones; and what was counted so far."""
     state = jax.jit(task.init)(jax.random.key(experiment.seed))
@@ -116,7 +124,7 @@ def _train(
     state: TrainState,
     about: dict[str, Any],
     checkpoints: Checkpoints,
-    log: MetricsLog,
+    log: MetricsLog | NoLog,
     began: float,
 ) -> tuple[TrainState, dict[str, Any]]:
     step = jax.jit(task.step, donate_argnums=0)
@@ -124,7 +132,9 @@ def _train(
     rate = learning_rate(experiment.optimizer, experiment.steps)
     updates = task.updates_per_batch
     save_every = math.ceil(experiment.save_every / updates) * updates
-    mesh, meter = jax.sharding.get_mesh(), Meter()
+    mesh = jax.sharding.get_mesh()
+    meter = Meter(task.flops_per_token, peak_flops([device.device_kind for device in mesh.devices.flat]))
+    profile = StepProfile(experiment.profile if is_first() else None, checkpoints.folder.parent / "profile")
     done, batch, pending = int(state.step), None, None
     seconds_before, tokens = about["seconds"], about["tokens"]
 
@@ -153,6 +163,7 @@ def _train(
             pending = None
 
         while done < experiment.steps:
+            profile.begin(done + 1)
             if done % updates == 0:
                 with meter.waiting():
                     batch = put(task.data(done // updates), mesh)
@@ -163,6 +174,7 @@ def _train(
                     batch = collect(state, task.frozen_models, batch, key)
             state, metrics = step(state, batch)
             done += 1
+            profile.end(done, metrics)
             flush()
             pending = (done, metrics)
             last = done == experiment.steps  # its checkpoint is written below, with what `finish` adds
@@ -176,6 +188,7 @@ def _train(
                     checkpoints.save(state, done, noted())
                 meter.restart()
         flush()
+        profile.close()
     with status(f"examining {name}"):
         state, evaluation = task.finish(state)
     checkpoints.save(state, done, noted())

@@ -44,6 +44,7 @@ class Experiment:
     seed: of everything random.  evaluate_every: steps between held-out evaluations (None: at the end only).
     save_every: steps between checkpoints (PPO, GRPO: rounded up to whole rollouts).  keep: newest checkpoints kept.
     criteria: what the finished stage must show; the report says whether it does.
+    profile: first and last of the steps that are traced into the stage's folder `profile` (None: none).
     """
 
     task: LmTask | MlmTask | SftTask | RewardTask | PpoTask | DpoTask | GrpoTask | RejectionTask
@@ -58,6 +59,7 @@ class Experiment:
     save_every: int = 100
     keep: int = 2
     criteria: tuple[Criterion, ...] = ()
+    profile: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "microbatches", "save_every", "keep"):
@@ -65,6 +67,8 @@ class Experiment:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise ValueError(f"evaluate_every must be at least 1, got {self.evaluate_every}")
+        if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
+            raise ValueError(f"profile must be the first and the last step to trace, from 1, got {self.profile}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 

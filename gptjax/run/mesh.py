@@ -1,6 +1,7 @@
-"""The mesh of a run: five named axes that always exist, explicit sharding, and how a host batch gets onto them."""
+"""The mesh of a run: five named axes that always exist, explicit sharding, and how arrays get onto them and back."""
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
 from gptjax import dims
+from gptjax.data.loader import EVERYTHING, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +84,55 @@ def bytes_per_device(tree: Any) -> int:
     return max(held.values(), default=0)
 
 
+@functools.lru_cache(maxsize=8)
+def host_share(mesh: Mesh) -> Share:
+    """The pieces of every batch that this process's devices hold.
+
+    Processes that a `context` or `tensor` axis runs across hold the same ones. A TPU's hosts are squares of chips, so
+    the pieces of one host need not be neighbours.
+    """
+    pieces = batch_rows(mesh)
+    rows = NamedSharding(mesh, dims.act_spec("B"))
+    indices: Any = rows.addressable_devices_indices_map((pieces,))
+    held = {_start(index[0], pieces) for index in indices.values()}
+    return EVERYTHING if len(held) == pieces else Share(tuple(sorted(held)), pieces)
+
+
 def put(batch: Any, mesh: Mesh) -> Any:
     """A batch on the mesh from its host arrays; the letters in each field's name are its layout; scalars have none.
 
-    Every process passes its own slice of the rows.
+    Every process passes its own rows (`host_share`), in order.
     """
     if batch is None:
         return None
+    share = host_share(mesh)
 
     def place(name: str, value: Any) -> Any:
         if dataclasses.is_dataclass(value) or value is None:
             return put(value, mesh)
-        spec = dims.act_spec(name.rpartition("_")[2] if np.ndim(value) else "")
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.asarray(value))
+        own = np.asarray(value)
+        sharding = NamedSharding(mesh, dims.act_spec(name.rpartition("_")[2] if own.ndim else ""))
+        if share == EVERYTHING or not own.ndim:
+            return jax.make_array_from_callback(own.shape, sharding, own.__getitem__)
+        size = len(own) // len(share.pieces)  # rows of a piece
+
+        def part(index: Any) -> np.ndarray:
+            start = share.pieces.index(_start(index[0], size * share.of) // size) * size
+            return own[start : start + size][(slice(None), *index[1:])]
+
+        return jax.make_array_from_callback((size * share.of, *own.shape[1:]), sharding, part)
 
     return type(batch)(**{name: place(name, value) for name, value in vars(batch).items()})
+
+
+def fetch(tree: Any) -> Any:
+    """NumPy copies of whole arrays, on every process; all of them must call it."""
+
+    def whole(x: jax.Array) -> np.ndarray:
+        return np.asarray(x if x.is_fully_addressable else reshard(x, PartitionSpec()))
+
+    return jax.tree.map(whole, tree)
+
+
+def _start(piece: slice, size: int) -> int:
+    return piece.indices(size)[0]

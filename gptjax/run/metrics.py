@@ -94,6 +94,20 @@ class MetricsLog:
             self._writer = None
 
 
+class NoLog:
+    """What a process writes that is not the first of its run: nothing."""
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Drop the row."""
+
+    def resume(self, step: int) -> int:
+        """There is nothing to forget."""
+        return 0
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, numbers restored; a half-written last row is left out.
 
@@ -129,11 +143,18 @@ class Meter:
     """Throughput between two readings.
 
     Args:
+        flops_per_token: model FLOPs of a step over its tokens; None: no model FLOP/s, no MFU.
+        peak_flops: FLOP/s of all devices together; None: unknown devices, no MFU.
         clock: seconds, for tests.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock = clock
+    def __init__(
+        self,
+        flops_per_token: float | None = None,
+        peak_flops: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._flops_per_token, self._peak_flops, self._clock = flops_per_token, peak_flops, clock
         self.restart()
 
     def restart(self) -> None:
@@ -169,6 +190,10 @@ class Meter:
             figures["perf/tokens_per_second"] = self._tokens / seconds
             figures["perf/step_seconds"] = seconds / self._steps
             figures["perf/data_wait_fraction"] = self._waited / seconds
+            if self._flops_per_token is not None:
+                figures["perf/model_flops_per_second"] = self._tokens * self._flops_per_token / seconds
+                if self._peak_flops is not None:
+                    figures["perf/mfu"] = figures["perf/model_flops_per_second"] / self._peak_flops
         self.restart()
         return figures
 

@@ -6,6 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+_muted = False
+
+
+def mute() -> None:
+    """Show nothing any more: another process of the same run speaks for all."""
+    global _muted
+    _muted = True
+
 
 class Progress:
     """A progress bar on stderr; where stderr is no terminal, one plain line now and then and a last one at the end.
@@ -35,7 +43,7 @@ class Progress:
         self._bar: Any = None
 
     def __enter__(self) -> "Progress":
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _muted:
             self._bar, self._task = _bar(self._description, self._total, self._step)
             self._bar.start()
         return self
@@ -78,8 +86,7 @@ class Progress:
 
     def _print(self, now: float) -> None:
         self._printed = (self._step, now)
-        line = f"{self._description} {self._step}/{self._total} {self._text}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        note(f"{self._description} {self._step}/{self._total} {self._text}".rstrip())
 
 
 def table(
@@ -147,8 +154,8 @@ def _bar(description: str, total: int, start: int) -> tuple[Any, Any]:
 @contextmanager
 def status(text: str) -> Iterator[None]:
     """Say on stderr what is going on while it goes on; a spinner where stderr is a terminal, else one line."""
-    if not sys.stderr.isatty():
-        print(text, file=sys.stderr, flush=True)
+    if _muted or not sys.stderr.isatty():
+        note(text)
         yield
         return
     from rich.console import Console
@@ -159,4 +166,5 @@ def status(text: str) -> Iterator[None]:
 
 def note(text: str) -> None:
     """Say something on stderr that a person should know, such as what was left out of the data."""
-    print(text, file=sys.stderr, flush=True)
+    if not _muted:
+        print(text, file=sys.stderr, flush=True)

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from gptjax.data.loader import Share
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.run.mesh import host_share
 from gptjax.types import Metrics, TrainState
 
 
@@ -26,6 +28,11 @@ class Setup:
     folder: Path
     mesh: Mesh
     stage_folder: Callable[[str], Path]
+
+    @property
+    def share(self) -> Share:
+        """What this process reads of every batch."""
+        return host_share(self.mesh)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,8 @@ class Task:
 
     init(key) -> TrainState; jitted by the driver, so every leaf is created in its layout.
     start(state) -> state; puts another run's weights in place of random ones (identity: train from scratch).
-    data(position) -> host batch; a pure function of (seed, position).
+    data(position) -> host batch, of which this process has its rows (`Setup.share`); a pure function of (seed,
+    position).
     answered(state, batch, key, position) -> batch with the policy's answers and a program's scores of them, made on the
     host between two jitted calls; not pure if the program is not (None: `collect` does it all).
     collect(state, frozen_models, batch, key) -> what `step` takes; pure; the identity outside reinforcement learning.

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.data.candidates import epoch_rows, packed, rows_needed
-from gptjax.data.loader import batch_at
+from gptjax.data.loader import Share, batch_at
 from gptjax.types import RatingBatch, RewardBatch
 
 
@@ -77,7 +77,7 @@ def test_the_shares_of_all_hosts_are_the_batch_of_one():
     lengths = ratings.lengths_BC
     batch = RatingBatch(tokens_BCT=ratings.tokens_BCT, lengths_BC=lengths, ratings_BC=lengths, weights_BC=lengths)
     whole = packed(batch, 10, multiple=4)
-    shares = [packed(batch, 10, multiple=4, host=host, n_hosts=4) for host in range(4)]
+    shares = [packed(batch, 10, multiple=4, share=Share((host,), 4)) for host in range(4)]
     for name in ("tokens_BT", "segments_BT", "positions_BT", "last_BC"):
         np.testing.assert_array_equal(np.concatenate([getattr(share, name) for share in shares]), getattr(whole, name))
     assert [share.judged.ratings_BC.tolist() for share in shares] == [[row] for row in lengths.tolist()]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.data.loader import batch_at, evaluation_batches, n_rows, row_indices
+from gptjax.data.loader import Share, batch_at, evaluation_batches, n_rows, own_rows, row_indices
 from gptjax.types import LmBatch, PromptBatch, RewardBatch
 
 DATA = Path(__file__).parents[2] / "gptjax" / "data"
@@ -50,9 +50,19 @@ def test_the_number_of_hosts_changes_nothing(n, position, seed):
     rows = prompts(n)
     whole = batch_at(rows, position, 8, seed)
     for n_hosts in (2, 4, 8):
-        parts = [batch_at(rows, position, 8, seed, host, n_hosts) for host in range(n_hosts)]
+        parts = [batch_at(rows, position, 8, seed, Share((host,), n_hosts)) for host in range(n_hosts)]
         assert np.concatenate([part.tokens_BP for part in parts]).tolist() == whole.tokens_BP.tolist()
         assert np.concatenate([part.lengths_B for part in parts]).tolist() == whole.lengths_B.tolist()
+
+
+def test_a_share_may_be_pieces_that_are_no_neighbours():
+    # 8 rows in 4 pieces of 2; pieces 0 and 3 are rows 0, 1, 6, 7
+    share = Share((0, 3), 4)
+    assert share.rows(8).tolist() == [0, 1, 6, 7]
+    whole = batch_at(prompts(20), 3, 8, seed=0)
+    assert batch_at(prompts(20), 3, 8, 0, share).lengths_B.tolist() == whole.lengths_B[[0, 1, 6, 7]].tolist()
+    assert own_rows(whole, share).tokens_BP.tolist() == whole.tokens_BP[[0, 1, 6, 7]].tolist()
+    assert own_rows(whole, Share()) is whole
 
 
 def test_arrays_of_a_batch_stay_together():
@@ -77,7 +87,7 @@ def test_the_order_is_the_same_in_every_release():
 @given(n=st.integers(1, 20), per_host=st.integers(1, 5), n_hosts=st.sampled_from([1, 2, 4]))
 def test_evaluation_sees_every_row_once_and_fills_with_zeros(n, per_host, n_hosts):
     size = per_host * n_hosts
-    hosts = [list(evaluation_batches(prompts(n), size, host, n_hosts)) for host in range(n_hosts)]
+    hosts = [list(evaluation_batches(prompts(n), size, Share((host,), n_hosts))) for host in range(n_hosts)]
     assert {len(batches) for batches in hosts} == {-(-n // size)}
     joined = np.concatenate([part.lengths_B for step in zip(*hosts, strict=True) for part in step])
     assert joined.tolist() == [*range(1, n + 1), *[0] * (-n % size)]
@@ -113,9 +123,9 @@ def test_a_batch_of_64_rows_takes_under_3_ms():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 6, "n_hosts": 4}, "batch size 6 must be a positive multiple of the number of hosts, 4"),
+        ({"batch_size": 6, "share": Share((0,), 4)}, "batch size 6 must be a positive multiple of the pieces .*, 4"),
         ({"batch_size": 0}, "batch size 0 must be a positive multiple"),
-        ({"host": 2, "n_hosts": 2}, r"host 2 lies outside 0\.\.1"),
+        ({"share": Share((2,), 2)}, r"piece 2 lies outside 0\.\.1"),
         ({"position": -1}, "position -1 and seed 0 must not be negative"),
         ({"rows": prompts(0)}, "there are no rows to draw from"),
     ],

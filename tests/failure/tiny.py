@@ -7,10 +7,10 @@ from typing import Any
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.experiment import Experiment, Recipe
-from gptjax.run.tasks.corpus import CorpusConfig
 from gptjax.run.tasks.lm import LmTask
 from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.reward import RewardTask
+from gptjax.run.tasks.rows import RowsConfig
 from gptjax.run.tasks.sft import SftTask
 from gptjax.train.ppo_config import PpoConfig
 
@@ -33,7 +33,7 @@ def recipe() -> Recipe:
     )
     reward = RewardTask(comparisons=DATA / "ranked.jsonl", prompt_tokens=32, answer_tokens=24)
     policy = PpoTask(
-        prompts=DATA / "prompts.jsonl", prompt_tokens=32, ppo=ppo, pretrain=CorpusConfig(**text), heldout_prompts=4,
+        prompts=DATA / "prompts.jsonl", prompt_tokens=32, ppo=ppo, pretrain=RowsConfig(**text), heldout_prompts=4,
         best_of=2, heldout_samples=2,
     )  # fmt: skip
     return Recipe(

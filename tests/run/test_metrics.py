@@ -168,6 +168,28 @@ def test_restart_forgets_a_pause():
     assert meter.read()["perf/tokens_per_second"] == 3.0
 
 
+def test_mfu_is_model_flops_over_the_peak_of_all_devices():
+    # 100 tokens of 6e9 FLOPs in 2 s are 3e11 FLOP/s; of a peak of 1.2e12 that is a quarter
+    times = iter([0.0, 2.0, 2.0, 4.0, 4.0])
+    meter = Meter(6e9, 1.2e12, clock=lambda: next(times))
+    meter.step(tokens=100)
+    found = meter.read()
+    assert (found["perf/model_flops_per_second"], found["perf/mfu"]) == (3e11, 0.25)
+
+
+def test_an_unknown_device_has_no_mfu_and_an_uncounted_step_no_flops():
+    times = iter([0.0, 2.0, 2.0])
+    meter = Meter(6e9, None, clock=lambda: next(times))
+    meter.step(tokens=100)
+    found = meter.read()
+    assert "perf/model_flops_per_second" in found
+    assert "perf/mfu" not in found
+    times = iter([0.0, 2.0, 2.0])
+    uncounted = Meter(None, 1.2e12, clock=lambda: next(times))
+    uncounted.step(tokens=100)
+    assert not {"perf/mfu", "perf/model_flops_per_second"} & set(uncounted.read())
+
+
 def test_importing_the_module_leaves_tensorboardx_alone():
     code = "import sys, gptjax.run.metrics; print('tensorboardX' in sys.modules, 'jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"

@@ -11,6 +11,7 @@ from gptjax.data import python_docs
 from gptjax.data.packing import Long, PackingReport, pack
 from gptjax.data.sources import Document, read_documents
 from gptjax.data.tokenizer import Tokenizer, train_tokenizer
+from gptjax.run.hosts import on_first
 from gptjax.run.progress import status
 from gptjax.run.task import Setup
 from gptjax.run.tasks.upstream import check_model, inherited_tokenizer
@@ -143,8 +144,7 @@ def corpus_tokenizer(config: CorpusConfig, setup: Setup, start_from: str | None,
         raise ValueError(
             f"the tokenizer {source} has {tokenizer.vocab_size} tokens, model.vocab_size is {setup.model.vocab_size}"
         )
-    if not path.exists():
-        tokenizer.save(path)
+    on_first(lambda: None if path.exists() else tokenizer.save(path))
     return tokenizer
 
 

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.data.labeler import SimulatedLabeler
-from gptjax.data.loader import batch_at, evaluation_batches
+from gptjax.data.loader import batch_at, evaluation_batches, own_rows
 from gptjax.data.pairs import Pairs, pair_ids, preference_batch, with_reference
 from gptjax.data.preferences import Comparison, read_preferences
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import scalar_model
-from gptjax.run.mesh import put
+from gptjax.run.hosts import first_says, on_first
+from gptjax.run.mesh import fetch, put
 from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.asked import Asked, asked_prompts
@@ -75,7 +76,10 @@ def build(config: DpoTask, setup: Setup) -> Task:
     def referenced(comparisons: Sequence[Comparison], split: str):
         rows, report = preference_batch(comparisons, tokenizer, row_tokens, pairs=config.pairs)
         path = setup.folder / "data" / f"reference_{split}.npz"
-        return reference_rows(rows, path, lambda b: logps(reference, {}, place(b)), setup.batch_size), report
+        own = partial(own_rows, share=setup.share)
+        return reference_rows(
+            rows, path, lambda b: fetch(logps(reference, {}, place(own(b)))), setup.batch_size
+        ), report
 
     with status("reference log-probabilities"):
         rows, report = referenced(train, "train")
@@ -92,7 +96,7 @@ def build(config: DpoTask, setup: Setup) -> Task:
         return begin(reference, state.key)
 
     def heldout_figures(state):
-        batches = evaluation_batches(heldout_rows, setup.batch_size)
+        batches = evaluation_batches(heldout_rows, setup.batch_size, setup.share)
         loss, pairs, aux = jax.tree.map(
             lambda *x: float(np.sum(x)), *(sums(state.params, state.frozen, place(batch)) for batch in batches)
         )
@@ -112,7 +116,7 @@ def build(config: DpoTask, setup: Setup) -> Task:
     return Task(
         init=made.init,
         start=start,
-        data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed),
+        data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed, setup.share),
         step=made.step,
         evaluate=evaluate,
         finish=finish,
@@ -152,18 +156,22 @@ def reference_rows(
     Args:
         rows: pairs on the host.
         path: .npz file; read if it is there, so that a resume continues with the very same numbers.
-        logps: host batch -> log-probabilities f32[B, 2] under the reference.
+        logps: host batch, whole on every host -> log-probabilities f32[B, 2] under the reference, likewise.
         batch_size: pairs at a time.
     """
-    if not path.exists():
+    if not first_says(path.exists()):
         filled = [np.asarray(logps(batch)) for batch in evaluation_batches(rows, batch_size)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, ids=np.array(pair_ids(rows)), logp_BC=np.concatenate(filled)[: len(rows.lengths_BC)])
-        temporary.replace(path)
+        on_first(partial(_write_reference, path, rows, np.concatenate(filled)))
     with np.load(path) as stored:
         return with_reference(rows, dict(zip(stored["ids"].tolist(), stored["logp_BC"], strict=True)))
+
+
+def _write_reference(path: Path, rows: PreferenceBatch, logp_BC: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, ids=np.array(pair_ids(rows)), logp_BC=logp_BC[: len(rows.lengths_BC)])
+    temporary.replace(path)
 
 
 def _comparisons(config: DpoTask, setup: Setup) -> tuple[list[Comparison], list[Comparison]]:

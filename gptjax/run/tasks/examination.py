@@ -7,13 +7,14 @@ import jax
 import numpy as np
 
 from gptjax.data.labeler import SimulatedLabeler
+from gptjax.data.loader import own_rows
 from gptjax.data.prompts import prompt_batch
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer
 from gptjax.eval.best_of_n import best_of_n, best_of_n_kl
 from gptjax.eval.intervals import clustered_mean
 from gptjax.generate.engine import SamplingConfig
-from gptjax.run.mesh import put
+from gptjax.run.mesh import fetch, put
 from gptjax.run.task import Setup
 from gptjax.run.tasks.asked import Asked
 from gptjax.run.tasks.choices import Choices
@@ -78,7 +79,7 @@ class Examination:
         program = getattr(config, "program", None)
         self.program = None if program is None else reward_program(program)
         self._logps = jax.jit(partial(response_logps, model=policy))
-        self._place, self._batch_size = partial(put, mesh=setup.mesh), setup.batch_size
+        self._mesh, self._share, self._batch_size = setup.mesh, setup.share, setup.batch_size
         self.choices = Choices(self.asked, tokenizer, setup.mesh.shape["context"])
         judge = scalar if "reward" in frozen_models else None
         self.judge = Judge(setup, tokenizer, policy, judge, frozen_models, sampling)
@@ -131,7 +132,11 @@ class Examination:
 
     def chosen(self, params: Params) -> dict[str, float]:
         """mc1 and mc2 on the prompts that come with given answers."""
-        return self.choices.figures(lambda batch: self._logps(params, {}, self._place(batch)), self._batch_size)
+
+        def logps(batch: Any) -> Any:
+            return fetch(self._logps(params, {}, put(own_rows(batch, self._share), self._mesh)))
+
+        return self.choices.figures(logps, self._batch_size)
 
     def scores(self, params: Params, key: jax.Array, times: int) -> Scored:
         """N = `times` answers to each of the B prompts, judged."""

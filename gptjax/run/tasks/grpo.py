@@ -68,7 +68,7 @@ def build(config: GrpoTask, setup: Setup) -> Task:
     return Task(
         init=made.init,
         start=start,
-        data=lambda position: batch_at(prompts, position, settings.prompts, setup.seed),
+        data=lambda position: batch_at(prompts, position, settings.prompts, setup.seed, setup.share),
         answered=None if answer is None else lambda s, batch, *rest: answer(s.params, s.frozen, batch, *rest),
         collect=made.collect,
         frozen_models=frozen_models,

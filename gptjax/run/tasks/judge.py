@@ -1,5 +1,6 @@
 """Answers of a policy to prompts, with what the reward model and the reference say of them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from gptjax.data.loader import evaluation_batches
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer, repeated
 from gptjax.generate.engine import SamplingConfig
-from gptjax.run.mesh import put
+from gptjax.run.mesh import fetch, put
 from gptjax.run.task import Setup
 from gptjax.run.tasks.upstream import sampler
 from gptjax.train.normalise import normalised
@@ -33,7 +34,7 @@ class Judge:
         frozen_models: dict[str, Any],
         sampling: SamplingConfig,
     ):
-        self._mesh, self._batch_size = setup.mesh, 2 * setup.batch_size
+        self._mesh, self._share, self._batch_size = setup.mesh, setup.share, 2 * setup.batch_size
         self._policy, self.scalar, self._frozen, self._sampling = policy, scalar, frozen_models, sampling
         self._sample = sampler(policy, setup, tokenizer, sampling)
         self._figures = jax.jit(self._proxy_and_kl)
@@ -53,25 +54,24 @@ class Judge:
         return proxy.reshape(shape), kl.reshape(shape), found
 
     def _judged(self, params: Params, rows: PromptBatch, found: list[Answer]) -> tuple[np.ndarray, np.ndarray]:
-        batch_size = self._batch_size
-        responses = np.zeros((len(found), self._sampling.max_new_tokens), np.int32)
-        lengths = np.array([len(answer.tokens) for answer in found])
+        responses = PromptBatch(
+            tokens_BP=np.zeros((len(found), self._sampling.max_new_tokens), np.int32),
+            lengths_B=np.array([len(answer.tokens) for answer in found], np.int32),
+        )
         for row, answer in enumerate(found):
-            responses[row, : len(answer.tokens)] = answer.tokens
-        proxies, kls = [], []
-        starts = range(0, len(found), batch_size)
-        for start, batch in zip(starts, evaluation_batches(rows, batch_size), strict=True):
-            filled = PromptBatch(tokens_BP=batch.tokens_BP, lengths_B=np.maximum(batch.lengths_B, 1))
-            size = len(found[start : start + batch_size])
-            tokens_BR = np.zeros((batch_size, responses.shape[1]), np.int32)
-            tokens_BR[:size] = responses[start : start + size]
-            length_B = np.ones(batch_size, np.int32)
-            length_B[:size] = lengths[start : start + size]
-            pieces = put(PromptBatch(tokens_BP=tokens_BR, lengths_B=length_B), self._mesh)
-            proxy_B, kl_B = self._figures(params, self._frozen, put(filled, self._mesh), pieces)
-            proxies.append(np.asarray(proxy_B)[:size])
-            kls.append(np.asarray(kl_B)[:size])
-        return np.concatenate(proxies), np.concatenate(kls)
+            responses.tokens_BP[row, : len(answer.tokens)] = answer.tokens
+
+        def batches(everything: PromptBatch) -> Iterator[PromptBatch]:
+            for batch in evaluation_batches(everything, self._batch_size, self._share):
+                lengths_B = np.maximum(batch.lengths_B, 1)  # filler rows need a token to attend to
+                yield put(PromptBatch(tokens_BP=batch.tokens_BP, lengths_B=lengths_B), self._mesh)
+
+        judged = [
+            fetch(self._figures(params, self._frozen, *pair))
+            for pair in zip(batches(rows), batches(responses), strict=True)
+        ]
+        proxy, kl = (np.concatenate(pieces)[: len(found)] for pieces in zip(*judged, strict=True))
+        return proxy, kl
 
     def _proxy_and_kl(self, params: Params, frozen: Any, prompts: PromptBatch, responses: PromptBatch):
         """Normalised reward-model score and sequence k1 against the reference, f32[B] each."""

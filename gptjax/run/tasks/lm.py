@@ -7,13 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptjax.data.loader import batch_at
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.perplexity import heldout_loss
 from gptjax.generate.engine import SamplingConfig
 from gptjax.run.mesh import put
 from gptjax.run.task import Outline, Setup, Task
-from gptjax.run.tasks.corpus import CorpusConfig, read_corpus, xz_bits_per_byte
+from gptjax.run.tasks.rows import Rows, RowsConfig, corpus_rows, shard_rows
 from gptjax.run.tasks.upstream import abstract_rows, sampler, started, trained_model
 from gptjax.train.lm import lm_step, lm_sums
 from gptjax.train.update import initial_state
@@ -21,7 +20,7 @@ from gptjax.types import Model, Params, PromptBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class LmTask(CorpusConfig):
+class LmTask(RowsConfig):
     """Next-token prediction on a corpus.
 
     start_from: stage of the recipe, or folder of a trained stage, whose weights are taken (None: from scratch).
@@ -33,29 +32,37 @@ class LmTask(CorpusConfig):
     loss_chunks: int = 1
 
 
+def lm_rows(config: LmTask, setup: Setup, start_from: str | None) -> Rows:
+    """The rows that the settings name."""
+    if config.shards is not None:
+        return shard_rows(config.shards, config.row_tokens, setup, start_from)
+    return corpus_rows(config, setup, start_from)
+
+
 def build(config: LmTask, setup: Setup) -> Task:
-    """The task, with its corpus read and its rows packed."""
-    text = read_corpus(config, setup, config.start_from)
+    """The task, with its rows at hand."""
+    text = lm_rows(config, setup, config.start_from)
     made, (model, tx) = outline(config, setup), trained_model(setup)
     place = partial(put, mesh=setup.mesh)
     sums = jax.jit(partial(lm_sums, model=model, loss_chunks=config.loss_chunks))
 
     def evaluate(state):
         token_bytes_V = text.tokenizer.token_bytes_V
-        figures = heldout_loss(partial(sums, state), text.heldout_rows, setup.batch_size, place, token_bytes_V)
+        figures = heldout_loss(
+            partial(sums, state), text.heldout, setup.batch_size, place, token_bytes_V, share=setup.share
+        )
         return {f"eval/{name}": value for name, value in figures.items()}
 
     def finish(state):
-        raw = "".join(document.text for document in text.heldout).encode()
         report: dict[str, Any] = {name.removeprefix("eval/"): value for name, value in evaluate(state).items()}
-        report |= {"heldout_bytes": len(raw), "xz_bits_per_byte": xz_bits_per_byte(raw)} | text.figures
+        report |= text.figures()
         report["samples"] = samples(model, state.params, text.tokenizer, setup)
         return state, report
 
     return Task(
         init=made.init,
         start=started(model, tx, setup, config.start_from),
-        data=lambda position: batch_at(text.rows, position, setup.batch_size, setup.seed),
+        data=lambda position: text.draw(position, setup.batch_size, setup.seed, setup.share),
         step=made.step,
         evaluate=evaluate,
         finish=finish,

@@ -10,11 +10,11 @@ import numpy as np
 from jax.sharding import reshard
 
 from gptjax import dims
-from gptjax.data.loader import batch_at, evaluation_batches
+from gptjax.data.loader import batch_at, evaluation_batches, own_rows
 from gptjax.data.masking import masked
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.perplexity import heldout_loss
-from gptjax.run.mesh import put
+from gptjax.run.mesh import fetch, put
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.corpus import CorpusConfig, read_corpus
 from gptjax.run.tasks.upstream import abstract_rows, started, trained_model
@@ -57,18 +57,17 @@ def build(config: MlmTask, setup: Setup) -> Task:
     heldout = hide(text.heldout_rows, 0, 0)  # masks that no setting changes: figures of different runs compare
 
     def data(position):
-        return hide(
-            batch_at(text.rows, position, setup.batch_size, setup.seed), position * setup.batch_size, setup.seed
-        )
+        batch = batch_at(text.rows, position, setup.batch_size, setup.seed)
+        return own_rows(hide(batch, position * setup.batch_size, setup.seed), setup.share)
 
     def evaluate(state):
-        figures = heldout_loss(partial(sums, state), heldout, setup.batch_size, place)
+        figures = heldout_loss(partial(sums, state), heldout, setup.batch_size, place, share=setup.share)
         return {f"eval/{name}": value for name, value in figures.items()}
 
     def finish(state):
         report: dict[str, Any] = {name.removeprefix("eval/"): value for name, value in evaluate(state).items()}
         batch = next(iter(evaluation_batches(heldout, setup.batch_size)))
-        guessed_BT = np.asarray(jax.jit(partial(guesses, model=model))(state, place(batch)))
+        guessed_BT = fetch(jax.jit(partial(guesses, model=model))(state, place(own_rows(batch, setup.share))))
         return state, report | text.figures | {"samples": filled_in(batch, guessed_BT, text.tokenizer)}
 
     return Task(

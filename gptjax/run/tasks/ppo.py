@@ -15,9 +15,9 @@ from gptjax.model.pure import language_model, scalar_model, value_head
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.asked import PolicyTask, asked_prompts
-from gptjax.run.tasks.corpus import CorpusConfig
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.program import answering
+from gptjax.run.tasks.rows import RowsConfig
 from gptjax.run.tasks.tax import pretraining
 from gptjax.run.tasks.upstream import (
     abstract_prompts,
@@ -54,7 +54,7 @@ class PpoTask(PolicyTask):
     value_optimizer: OptimizerConfig | None = None
     reference: Holding = "copy"
     frozen_layers: int = 0
-    pretrain: CorpusConfig | None = None
+    pretrain: RowsConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,9 +97,9 @@ def build(config: PpoTask, setup: Setup) -> Task:
         return begin(first, reward, state.key)
 
     def data(position):
-        batch = batch_at(prompts, position, config.ppo.prompts, setup.seed)
+        batch = batch_at(prompts, position, config.ppo.prompts, setup.seed, setup.share)
         n_rows, _ = _ptx(config)
-        rows = batch_at(pretrain, position, n_rows, setup.seed + 1) if n_rows else None
+        rows = pretrain(position, n_rows, setup.seed + 1, setup.share) if pretrain is not None and n_rows else None
         return PpoBatch(prompts=batch, pretrain=rows)
 
     sampling = SamplingConfig(max_new_tokens=config.ppo.response_tokens, temperature=config.ppo.temperature)

@@ -24,6 +24,8 @@ from gptjax.data.loader import row_indices
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer, answers_in
 from gptjax.generate.engine import SamplingConfig
+from gptjax.run.hosts import of_first
+from gptjax.run.mesh import fetch
 from gptjax.run.modules import functions_of, module_at
 from gptjax.run.task import Setup
 from gptjax.train.group_rollout import repeated
@@ -125,11 +127,13 @@ def answering(
 
     def answered(params: Params, frozen: Params, prompts: PromptBatch, key: jax.Array, position: int) -> PromptBatch:
         drawn = sample(params, frozen, prompts, key)
-        found = answers_in(np.asarray(drawn.tokens_BR), np.asarray(drawn.mask_BR), tokenizer.decode, tokenizer.end_id)
+        tokens_BR, mask_BR = fetch((drawn.tokens_BR, drawn.mask_BR))
+        found = answers_in(tokens_BR, mask_BR, tokenizer.decode, tokenizer.end_id)
         rows_B = row_indices(len(records), position * setup.batch_size, setup.batch_size, setup.seed)
         asked = [records[row] for row in np.repeat(rows_B, group_size)]
-        scores_B = program_figures(reward, asked, found)["reward"].astype(np.float32)
-        placed_B = jax.device_put(scores_B, NamedSharding(setup.mesh, dims.act_spec("B")))
+        scores_B = of_first(program_figures(reward, asked, found)["reward"].astype(np.float32))
+        layout = NamedSharding(setup.mesh, dims.act_spec("B"))
+        placed_B = jax.make_array_from_callback(scores_B.shape, layout, scores_B.__getitem__)
         return replace(prompts, drawn=replace(drawn, scores_B=placed_B))
 
     return answered

@@ -14,6 +14,7 @@ from gptjax.eval.answers import Answer
 from gptjax.eval.best_of_n import best_of_n_kl
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model
+from gptjax.run.hosts import first_says, on_first
 from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks import sft
@@ -61,9 +62,9 @@ class RejectionTask:
 def build(config: RejectionTask, setup: Setup) -> Task:
     """The SFT task on the winners, which are drawn once and kept in the stage's folder."""
     winners, about = setup.folder / "data" / "winners.jsonl", setup.folder / "data" / "winners.json"
-    if not about.exists():  # written last
+    if not first_says(about.exists()):  # written last
         figures = draw_winners(config, setup, winners)
-        write_atomically(about, json.dumps(figures, indent=1))
+        on_first(lambda: write_atomically(about, json.dumps(figures, indent=1)))
     tuning = sft.build(_tuning(config, winners), setup)
     drawn = json.loads(about.read_text(encoding="utf-8"))
 
@@ -124,7 +125,7 @@ def draw_winners(config: RejectionTask, setup: Setup, path: Path) -> dict[str, A
             f"task.answer_tokens ({config.answer_tokens}), or train that stage for longer"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(lines))
+    on_first(lambda: write_atomically(path, "".join(lines)))
     return {
         "winners": len(lines),
         "prompts_without_winner": len(kept) - len(lines),

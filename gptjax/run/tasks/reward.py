@@ -23,7 +23,8 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import optimizer
-from gptjax.run.mesh import batch_rows, put
+from gptjax.run.hosts import first_says, on_first
+from gptjax.run.mesh import batch_rows, fetch, put
 from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.comparisons import MOST, permuted, simulated_comparisons, write_comparisons
@@ -98,7 +99,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
     rows, train, train_figures = _rendered("training", train, tokenizer, longest, most)
     heldout_rows, heldout, heldout_figures = _rendered("held-out", heldout, tokenizer, longest, most)
     row_tokens = config.row_tokens or longest
-    pack = partial(packed, row_tokens=row_tokens, multiple=batch_rows(setup.mesh))
+    pack = partial(packed, row_tokens=row_tokens, multiple=batch_rows(setup.mesh), share=setup.share)
     train_rows = epoch_rows(rows, setup.batch_size, setup.seed, row_tokens, microbatches=setup.microbatches)
     pack_train = partial(pack, rows=train_rows, microbatches=setup.microbatches)
     made, (model, tx) = outline(config, setup), _model(setup)
@@ -111,7 +112,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
     def scores(params, chosen: Rows) -> np.ndarray:
         batches = list(evaluation_batches(chosen, setup.batch_size))
         most = max(rows_needed(batch.lengths_BC, row_tokens) for batch in batches)
-        pieces = [np.asarray(score(params, place(pack(batch, rows=most)))) for batch in batches]
+        pieces = [fetch(score(params, place(pack(batch, rows=most)))) for batch in batches]
         return np.concatenate(pieces)[: len(chosen.lengths_BC)]
 
     def start(state):
@@ -199,7 +200,7 @@ def comparisons(
             raise ValueError(f"{config.comparisons}: {len(train)} comparisons are too few to hold some out; give more")
         return train[:cut], train[cut:]
     paths = {split: setup.folder / "data" / f"{split}.jsonl" for split in ("train", "heldout")}
-    if not all(path.exists() for path in paths.values()):
+    if not first_says(all(path.exists() for path in paths.values())):
         _simulate(config, setup, tokenizer, upstream, paths)
     train, heldout = (list(read_preferences(path)) for path in paths.values())
     return list[Judged](permuted(train, setup.seed) if config.permute_labels else train), list[Judged](heldout)
@@ -251,7 +252,7 @@ def _simulate(config: RewardTask, setup: Setup, tokenizer: Tokenizer, upstream: 
                 prompt_tokens=config.prompt_tokens,
                 seed=2 * setup.seed + number,
             )
-        write_comparisons(path, made)
+        on_first(partial(write_comparisons, path, made))
 
 
 def _state(params: Any, tx: Any, key: jax.Array) -> TrainState:

@@ -84,7 +84,7 @@ def build(config: SftTask, setup: Setup) -> Task:
     shown = [asked[index][-1]["content"] for index in report.kept[: config.heldout_prompts]]
 
     def evaluate(state):
-        figures = heldout_loss(partial(sums, state), heldout_rows, setup.batch_size, place)
+        figures = heldout_loss(partial(sums, state), heldout_rows, setup.batch_size, place, share=setup.share)
         return {f"eval/{name}": figures[name] for name in ("nats_per_token", "accuracy")}
 
     def finish(state):
@@ -106,7 +106,7 @@ def build(config: SftTask, setup: Setup) -> Task:
     return Task(
         init=made.init,
         start=started(model, tx, setup, config.start_from),
-        data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed),
+        data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed, setup.share),
         step=made.step,
         evaluate=evaluate,
         finish=finish,

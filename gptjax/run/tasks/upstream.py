@@ -20,7 +20,8 @@ from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import optimizer
 from gptjax.run.checkpoint import load_model
-from gptjax.run.mesh import batch_rows, put
+from gptjax.run.hosts import on_first
+from gptjax.run.mesh import batch_rows, fetch, put
 from gptjax.run.task import Setup
 from gptjax.train.update import initial_state
 from gptjax.types import Drawn, LmBatch, Model, Params, PromptBatch, ScalarModel, TrainState
@@ -29,13 +30,18 @@ from gptjax.types import Drawn, LmBatch, Model, Params, PromptBatch, ScalarModel
 def inherited_tokenizer(folder: Path, setup: Setup) -> Tokenizer:
     """The tokenizer of another stage, copied into this stage's folder so that a result is complete by itself."""
     source, own = folder / "tokenizer.model", setup.folder / "tokenizer.model"
-    if not own.exists():
+
+    def copy() -> None:
+        if own.exists():
+            return
         if not source.exists():
             raise ValueError(f"no tokenizer in {folder}: has that stage been trained?")
         own.parent.mkdir(parents=True, exist_ok=True)
         partial_copy = own.with_suffix(".tmp")
         shutil.copyfile(source, partial_copy)
         partial_copy.replace(own)
+
+    on_first(copy)
     return Tokenizer.load(own)
 
 
@@ -169,10 +175,11 @@ def sampler(
 
     def run(params: Params, prompts: PromptBatch, key: jax.Array, batch_size: int) -> list[Answer]:
         return answers(
-            partial(sample, params),
+            lambda batch, index_B, key: fetch(sample(params, batch, index_B, key)),
             prompts,
             key,
             batch_size=batch_size,
+            share=setup.share,
             put=partial(put, mesh=setup.mesh),
             decode=tokenizer.decode,
             end_id=tokenizer.end_id,
