@@ -140,9 +140,9 @@ def grpo_step(
     def loss_fn(params):
         return _loss(params, state, rows, policy, config)
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
-    metrics |= _rollout_metrics(rollout) | {"optim/grad_norm": optax.tree.norm(grads)}
-    return advance(state, grads, optimizer), metrics
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    after, figures = advance(state, grads, optimizer, loss=loss)
+    return after, metrics | _rollout_metrics(rollout) | figures
 
 
 def group_minibatch(state: TrainState, rollout: GroupRollout, config: GrpoConfig) -> GroupRollout:

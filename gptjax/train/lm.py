@@ -39,15 +39,15 @@ def lm_step(
         count = jnp.maximum(sums.weight_sum, 1.0)
         return (sums.nll_sum + z_loss * sums.z_sum) / count, jax.tree.map(lambda x: x / count, sums)
 
-    (_, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     metrics = {
         "lm/nats_per_token": means.nll_sum,
         "lm/z_nats2": means.z_sum,
         "lm/accuracy": means.correct_sum,
         "lm/tokens": jnp.sum(batch.weights_BT),
-        "optim/grad_norm": optax.tree.norm(grads),
     }
-    return advance(state, grads, optimizer), metrics
+    after, figures = advance(state, grads, optimizer, loss=loss)
+    return after, metrics | figures
 
 
 def lm_sums(state: TrainState, batch: LmBatch, *, model: Model, loss_chunks: int = 1):

@@ -1,9 +1,7 @@
 """Reward modelling: one update on prompts whose candidate responses were ranked or rated."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import jax
@@ -81,8 +79,7 @@ def reward_step(
 ) -> tuple[TrainState, Metrics]:
     """One update; all candidates of a prompt belong to one batch element, and dropout is off.
 
-    A candidate whose score is not finite is left out of the loss; an update whose gradient is not finite is not made.
-    Both are counted.
+    A candidate whose score is not finite is left out of the loss and counted.
 
     Args:
         state: params of `model`.
@@ -103,14 +100,9 @@ def reward_step(
         loss = loss_sum / jnp.where(count > 0, count, 1)
         return loss, {"reward/loss": loss, **metrics, **_score_metrics(scores_BC, batch.lengths_BC > 0)}
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
-    norm = optax.tree.norm(grads)
-    metrics |= {
-        "reward/tokens": jnp.sum(batch.lengths_BC),
-        "reward/updates_skipped": (~jnp.isfinite(norm)).astype(jnp.int32),
-        "optim/grad_norm": norm,
-    }
-    return _chosen(jnp.isfinite(norm), advance(state, grads, optimizer), state), metrics
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    after, figures = advance(state, grads, optimizer, loss=loss)
+    return after, metrics | {"reward/tokens": jnp.sum(batch.lengths_BC)} | figures
 
 
 def _objective(
@@ -166,11 +158,3 @@ def _score_metrics(scores_BC: jax.Array, present_BC: jax.Array) -> Metrics:
     mean = jnp.sum(jnp.where(usable_BC, scores_BC, 0.0)) / count
     variance = jnp.sum(jnp.where(usable_BC, jnp.square(scores_BC - mean), 0.0)) / count
     return {"reward/score_mean": mean, "reward/score_std": jnp.sqrt(variance)}
-
-
-def _chosen(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-    """The new state, with the old parameters and moments if the update is not finite."""
-    params, opt_state = jax.tree.map(
-        partial(jnp.where, finite), (new.params, new.opt_state), (old.params, old.opt_state)
-    )
-    return dataclasses.replace(new, params=params, opt_state=opt_state)

@@ -48,6 +48,6 @@ def sft_step(
         "sft/accuracy": accuracy,
         "sft/tokens": jnp.sum(batch.weights_BT > 0),
         "sft/row_tokens": jnp.sum(batch.segments_BT > 0),
-        "optim/grad_norm": optax.tree.norm(grads),
     }
-    return advance(state, grads, optimizer), metrics
+    after, figures = advance(state, grads, optimizer, loss=loss)
+    return after, metrics | figures

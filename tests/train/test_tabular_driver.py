@@ -77,7 +77,14 @@ def test_a_run_that_was_broken_off_ends_bitwise_like_one_that_was_not(tmp_path, 
     with pytest.raises(Interrupted):
         run(tmp_path / "broken", replace(task, data=data), SHORT, 8, save_every=8)
     resumed, _ = run(tmp_path / "broken", task, SHORT, 8, save_every=8)
-    assert sorted(resumed.extra) == ["average", "kl_coefficient", "stopped", "updates_made"]
+    assert sorted(resumed.extra) == [
+        "average",
+        "data_offset",
+        "kl_coefficient",
+        "stopped",
+        "updates_made",
+        "updates_skipped",
+    ]
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
     logs = [tmp_path / name / "metrics.jsonl" for name in ("whole", "broken")]
