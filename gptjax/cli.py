@@ -1,13 +1,22 @@
 """The command line: `gptjax run | plan | tokenize | curate | generate | chat`."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-USER_ERROR = 2  # a mistake of the user's: do not restart
-DOES_NOT_FIT = 3  # a plan needs more memory than the devices have
+from gptjax.run.exits import (
+    DOES_NOT_FIT,
+    NUMERICAL_FAULT,
+    PREEMPTED,
+    USER_ERROR,
+    NumericalFaultError,
+    Preempted,
+)
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _HOSTS = ("coordinator", "count", "index")
 
 _EXAMPLES = {
@@ -21,10 +30,7 @@ _EXAMPLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command.
-
-    Exit code 0: done, 2: a user's mistake, 3: a plan does not fit, 130: interrupted, anything else: a crash.
-    """
+    """Run one command and exit with one of the codes in `gptjax.run.exits`, or 130 where there is nothing to save."""
     args, rest = _parser().parse_known_args(argv)
     try:
         args.command(args, rest)
@@ -33,6 +39,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS or os.environ.get("GPTJAX_TRACEBACK"):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}; nothing was deleted, mend it and run it again", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None
+    except NumericalFaultError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        raise SystemExit(NUMERICAL_FAULT) from None
+    except Preempted as stopped:
+        print(f"stopped by {stopped}: run the same command again to go on", file=sys.stderr)
+        raise SystemExit(PREEMPTED) from None
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "gptjax"
 EVERYTHING = {"nn", "losses", "optim", "model", "train", "generate", "data", "eval", "run", "serve", "cli"}
-# Package -> packages it may import besides itself and the modules that stand alone (dims, types, config, options).
+# Package -> packages it may import besides itself and the modules that stand alone: dims, types, tree, config, options.
 ALLOWED = {
     "nn": set(),
     "losses": set(),
@@ -52,7 +52,7 @@ def test_packages_import_only_what_lies_below_them(path):
     assert forbidden(path, imports(path)) == []
 
 
-@pytest.mark.parametrize("name", ["dims.py", "types.py", "config.py", "options.py"])
+@pytest.mark.parametrize("name", ["dims.py", "types.py", "tree.py", "config.py", "options.py"])
 def test_modules_that_stand_alone_import_no_package(name):
     assert forbidden(Path(name), imports(Path(name))) == []
 

@@ -1,22 +1,31 @@
-"""Save, restore, fall back, keep: the only file that knows Orbax.
+"""Save, restore, verify, fall back, keep: the only file that knows Orbax.
 
-A checkpoint has two parts: `model` (params, extra), which other runs start from, and `training` (everything else).
+A checkpoint has two parts: `model` (params, extra), which other runs start from, and `training` (everything else). Its
+record says what was in them, bit for bit: Orbax itself loads flipped bits without a word.
 """
 
-import logging
+import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from gptjax.run.hosts import on_first
+from gptjax.run.progress import note
+from gptjax.run.record import DamagedError, check_layout, check_parts, first_line, place_of, read_record, sealed_record
+from gptjax.run.retention import Retention
+from gptjax.tree import fingerprints
 from gptjax.types import TrainState
-
-log = logging.getLogger(__name__)
 
 
 class NoReadableCheckpointError(ValueError):
     """The folder has checkpoints, but none of them can be read."""
+
+
+class SaveError(ValueError):
+    """Too many saves in a row failed."""
 
 
 def split(state: TrainState) -> dict[str, Any]:
@@ -33,16 +42,29 @@ def joined(parts: dict[str, Any]) -> TrainState:
 
 
 class Checkpoints:
-    """Checkpoints of one run; saving happens in the background, and a save that fails is raised by the next call."""
+    """Checkpoints of one run; saving happens in the background.
 
-    def __init__(self, folder: Path, *, keep: int):
+    Args:
+        folder: theirs.
+        keep: which are kept; a number means that many of the newest.
+        failures: saves in a row that may fail before the run stops.
+        pause: seconds before a last save is tried again, doubled each time.
+    """
+
+    def __init__(self, folder: Path, *, keep: int | Retention, failures: int = 5, pause: float = 1.0):
         self.folder = folder = folder.absolute()  # Orbax loads from relative paths and fails to save to them
+        self._retention = keep if isinstance(keep, Retention) else Retention(newest=keep)
+        self._limit, self._pause = failures, pause
+        self._failures, self._saving = 0, None
         folder.mkdir(parents=True, exist_ok=True)
+        self._checkpointer = self._open()
+
+    def _open(self) -> Any:
         policies: Any = ocp.training  # its own annotations disagree with each other
-        self._checkpointer = policies.Checkpointer(
-            folder,
+        return policies.Checkpointer(
+            self.folder,
             save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.preservation_policies.LatestN(keep),
+            preservation_policy=_Preserved(self._retention),
             cleanup_tmp_directories=True,
         )
 
@@ -50,40 +72,151 @@ class Checkpoints:
         """Steps that were saved whole, oldest first."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
-    def save(self, state: TrainState, step: int, about: dict[str, Any]) -> None:
-        """Begin to write a checkpoint; returns once the arrays are copied, so the state may be donated."""
-        if step not in self.steps():
-            self._checkpointer.save_checkpointables_async(step, split(state), custom_metadata=about)
+    def save(self, state: TrainState, step: int, about: dict[str, Any], *, score: float | None = None) -> None:
+        """Begin to write a checkpoint; returns once the arrays are copied, so the state may be donated.
+
+        A save that fails, here or in the background, is reported on stderr and counted; the last good one stays.
+
+        Args:
+            state: what to save.
+            step: updates made so far; a checkpoint of this step that holds something else is replaced.
+            about: what else a resume needs, as JSON.
+            score: how good this state is, for retention; higher is better.
+
+        Raises:
+            SaveError: too many saves in a row have failed.
+        """
+        self._settle()
+        record = sealed_record(about, fingerprints(split(state)))
+        with contextlib.suppress(DamagedError):
+            if step in self.steps() and read_record(self.folder / str(step))["fingerprints"] == record["fingerprints"]:
+                return
+        try:
+            self._checkpointer.save_checkpointables_async(
+                step,
+                split(state),
+                overwrite=step in self.steps(),
+                metrics=None if score is None else {"score": score},
+                custom_metadata=record,
+            )
+            self._saving = step
+        except Exception as error:  # Orbax raises whatever the file system provokes
+            self._failed(step, error)
+
+    def save_now(self, state: TrainState, step: int, about: dict[str, Any], *, score: float | None = None) -> None:
+        """Write a checkpoint and wait until it is on disk; try again if that fails.
+
+        Raises:
+            SaveError: too many saves in a row have failed.
+        """
+        for attempt in range(self._limit + 1):
+            self.save(state, step, about, score=score)
+            self._settle()
+            if step in self.steps():
+                return
+            time.sleep(self._pause * 2**attempt)
 
     def wait(self) -> None:
-        """Block until the save under way is on disk."""
-        self._checkpointer.wait()
+        """Block until the save under way has ended, well or badly."""
+        self._settle()
 
-    def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest state that can be read, in the given layout, and what was said about it; None without any.
+    def _settle(self) -> None:
+        if self._saving is None:
+            return
+        step, self._saving = self._saving, None
+        try:
+            self._checkpointer.wait()
+        except Exception as error:
+            self._failed(step, error)
+        else:
+            self._failures = 0
+
+    def _failed(self, step: int, error: Exception) -> None:
+        """After a failed save Orbax's own state is wrong, the disk is not: start anew from the disk."""
+        self._failures += 1
+        self._reopen()
+        good = f"that of step {self.steps()[-1]} is the newest" if self.steps() else "there is none yet"
+        text = f"the checkpoint of step {step} could not be saved ({first_line(error)}); {good}"
+        if self._failures >= self._limit:
+            raise SaveError(
+                f"{text}. {self._failures} saves in a row have failed: make {self.folder} writable, with space for a "
+                "checkpoint more than are kept, and run the same command again"
+            ) from error
+        note(f"{text}; training goes on (failure {self._failures} of {self._limit} in a row)")
+
+    def _reopen(self) -> None:
+        with contextlib.suppress(Exception):
+            self._checkpointer.close()
+        self._checkpointer = self._open()
+
+    def restore(
+        self, abstract_state: TrainState, *, before: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest state that is bit for bit what was saved, in the given layout, and what was said about it.
+
+        Checkpoints that are passed over, being damaged or not older than `before`, are renamed, so that the run can go
+        on from the older one; nothing is deleted.
+
+        Args:
+            abstract_state: shapes, dtypes and shardings.
+            before: look only at checkpoints of earlier steps.
+
+        Returns:
+            None without any checkpoint.
 
         Raises:
             NoReadableCheckpointError: there are checkpoints, but none can be read.
+            ValueError: the newest one is of another model, or from a newer version of gptjax.
         """
-        failures = []
-        for step in reversed(self.steps()):
+        self._settle()
+        damaged: dict[int, str] = {}
+        later = [step for step in self.steps() if before is not None and step >= before]
+        for step in reversed([step for step in self.steps() if step not in later]):
             try:
-                about = self._checkpointer.metadata(step).custom_metadata
-                parts = self._checkpointer.load_checkpointables(step, split(abstract_state))
-            except Exception as error:  # Orbax raises whatever the broken file provokes
-                failures.append(f"step {step}: {_first_line(error)}")
-                log.warning("checkpoint %s cannot be read, trying the one before: %s", step, _first_line(error))
+                found = self._load(step, split(abstract_state))
+            except DamagedError as error:
+                damaged[step] = str(error)
                 continue
-            return joined(parts), dict(about or {})
-        if failures:
+            for bad, why in damaged.items():
+                note(
+                    f"the checkpoint of step {bad} is damaged ({why}): going on from step {step}; "
+                    f"it is kept as {self._set_aside(bad, 'damaged')}"
+                )
+            for bad in later:
+                self._set_aside(bad, "undone")
+            return joined(found[0]), found[1]
+        if damaged:
+            listed = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
             raise NoReadableCheckpointError(
-                f"none of the checkpoints in {self.folder} can be read ({'; '.join(failures)}); nothing was deleted: "
+                f"none of the checkpoints in {self.folder} can be read ({listed}); nothing was deleted: "
                 "repair them, or choose another --workdir"
             )
         return None
 
+    def _load(self, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The parts, verified, and what was said about them."""
+        path = self.folder / str(step)
+        record = read_record(path)
+        check_layout(record["fingerprints"], wanted, path)
+        check_parts(path, list(wanted))
+        try:
+            parts = self._checkpointer.load_checkpointables(step, wanted)
+        except Exception as error:  # Orbax raises whatever the broken file provokes
+            raise DamagedError(place_of(error, path)) from error
+        verify(record, parts)
+        return parts, record["about"]
+
+    def _set_aside(self, step: int, why: str) -> str:
+        """Rename a checkpoint so that Orbax does not see it; returns the new name."""
+        names = (f"{step}.{why}{number or ''}" for number in range(1000))
+        name = next(name for name in names if not (self.folder / name).exists())
+        on_first(lambda: (self.folder / str(step)).rename(self.folder / name))
+        self._reopen()
+        return name
+
     def close(self) -> None:
         """Wait for the save under way and release threads."""
+        self._settle()
         self._checkpointer.close()
 
 
@@ -95,29 +228,52 @@ def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
         abstract_model: {"params", "extra"}, or any part of that tree, of jax.ShapeDtypeStruct with shardings.
 
     Raises:
-        ValueError: no checkpoint there, or it lacks an array that was asked for.
+        ValueError: no checkpoint there, or it is damaged, of another model, or lacks an array that was asked for.
     """
+    place, wanted = folder / "checkpoints", {"model": abstract_model}
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context, ocp.training.Checkpointer(str((folder / "checkpoints").absolute())) as checkpointer:
+    with context, ocp.training.Checkpointer(str(place.absolute())) as checkpointer:
         if checkpointer.latest is None:
-            raise ValueError(f"no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
-        found = checkpointer.load_checkpointables(checkpointer.latest, {"model": abstract_model})["model"]
-    absent = [
-        jax.tree_util.keystr(path, simple=True, separator=".")
-        for path, leaf in jax.tree_util.tree_leaves_with_path(found)
-        if isinstance(leaf, jax.ShapeDtypeStruct)  # what Orbax leaves in the place of an array that is not there
-    ]
-    if absent:
-        raise ValueError(f"the newest checkpoint in {folder / 'checkpoints'} has no {', '.join(absent[:3])}")
-    return found
+            raise ValueError(f"no checkpoint in {place}: has that stage been trained?")
+        step = checkpointer.latest.step
+        try:
+            record = read_record(place / str(step))
+            check_layout(record["fingerprints"], wanted, place / str(step), partly=True)
+            check_parts(place / str(step), ["model"])
+            found = checkpointer.load_checkpointables(step, wanted)
+            verify(record, found)
+        except ValueError:
+            raise
+        except Exception as error:
+            why = str(error) if isinstance(error, DamagedError) else place_of(error, place / str(step))
+            raise ValueError(
+                f"the newest checkpoint in {place}, of step {step}, is damaged ({why}); nothing was deleted: restore "
+                f"it from a copy, or move result.json out of {folder} and run its recipe again to repeat the end of "
+                "that stage"
+            ) from error
+    return found["model"]
+
+
+def verify(record: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Raise DamagedError, naming the array, if one is not bit for bit what was saved."""
+    for name, mark in fingerprints(parts).items():
+        if mark != record["fingerprints"].get(name):
+            raise DamagedError(f"{name} is not what was saved: {mark}, not {record['fingerprints'].get(name)}")
+
+
+class _Preserved:
+    """Orbax's view of a Retention."""
+
+    def __init__(self, retention: Retention):
+        self._retention = retention
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        scores = {info.step: (info.metrics or {}).get("score") for info in checkpoints}
+        kept = self._retention.kept(scores)
+        return [info.step in kept for info in checkpoints]
 
 
 def abstract(tree: Any) -> Any:
     """Shapes, dtypes and shardings of a tree of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.criteria import Criterion
+from gptjax.run.faults import FaultsConfig
 from gptjax.run.mesh import MeshConfig, batch_rows
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks import dpo, grpo, lm, mlm, ppo, rejection, reward, sft
@@ -45,6 +46,9 @@ class Experiment:
     save_every: steps between checkpoints (PPO, GRPO: rounded up to whole rollouts).  keep: newest checkpoints kept.
     criteria: what the finished stage must show; the report says whether it does.
     profile: first and last of the steps that are traced into the stage's folder `profile` (None: none).
+    keep_best: kept besides, those whose mean loss (or score) since the checkpoint before was the best.  keep_every:
+    checkpoints of steps that are multiples of it are kept for ever (None: none).
+    faults: what happens when something goes wrong.
     """
 
     task: LmTask | MlmTask | SftTask | RewardTask | PpoTask | DpoTask | GrpoTask | RejectionTask
@@ -60,13 +64,19 @@ class Experiment:
     keep: int = 2
     criteria: tuple[Criterion, ...] = ()
     profile: tuple[int, int] | None = None
+    keep_best: int = 0
+    keep_every: int | None = None
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "microbatches", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.evaluate_every is not None and self.evaluate_every < 1:
-            raise ValueError(f"evaluate_every must be at least 1, got {self.evaluate_every}")
+        for name in ("evaluate_every", "keep_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.keep_best < 0:
+            raise ValueError(f"keep_best must not be negative, got {self.keep_best}")
         if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
             raise ValueError(f"profile must be the first and the last step to trace, from 1, got {self.profile}")
         if self.seed < 0:

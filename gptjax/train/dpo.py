@@ -129,9 +129,9 @@ def dpo_step(
         "dpo/loss": loss_sum / count,
         "dpo/pairs": n_pairs,
         "dpo/tokens": jnp.sum(batch.lengths_BC),
-        "optim/grad_norm": optax.tree.norm(grads),
     }
-    return advance(state, grads, optimizer), metrics | pair_means(n_pairs, aux)
+    after, figures = advance(state, grads, optimizer, loss=loss_sum / count)
+    return after, metrics | pair_means(n_pairs, aux) | figures
 
 
 def pair_means(n_pairs: jax.Array, aux: dict[str, jax.Array]) -> Metrics:

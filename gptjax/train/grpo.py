@@ -148,9 +148,10 @@ def grpo_step(
         return loss_sum / count + router_loss(router, rows), (aux, router)
 
     grads, (aux, routers) = accumulated(share, state.params, flat, microbatches)
-    metrics = _update_metrics(totals(aux), count) | router_metrics(totals(routers), rows)
-    metrics |= _rollout_metrics(rollout) | {"optim/grad_norm": optax.tree.norm(grads)}
-    return advance(state, grads, optimizer), metrics
+    sums = totals(aux)
+    after, figures = advance(state, grads, optimizer, loss=sums["loss"] / count)
+    metrics = _update_metrics(sums, count) | router_metrics(totals(routers), rows)
+    return after, metrics | _rollout_metrics(rollout) | figures
 
 
 def group_minibatch(state: TrainState, rollout: GroupRollout, config: GrpoConfig) -> GroupRollout:
@@ -202,7 +203,8 @@ def _loss_sum(params: Params, state: TrainState, rows: GroupRollout, policy: Mod
         loss_sum, aux = _rloo_sum(logp_BR, mask_BR, rows, how)
     else:
         loss_sum, aux = _grpo_sum(logp_BR, mask_BR, rows, how, config)
-    return loss_sum, aux | {"entropy": masked_sum(entropy_BR, mask_BR), "tokens": jnp.sum(mask_BR)}, router
+    sums = {"loss": loss_sum, "entropy": masked_sum(entropy_BR, mask_BR), "tokens": jnp.sum(mask_BR)}
+    return loss_sum, aux | sums, router
 
 
 def _grpo_sum(logp_BR, mask_BR, rows: GroupRollout, how: GrpoLoss, config: GrpoConfig):

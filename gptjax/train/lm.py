@@ -52,9 +52,9 @@ def lm_step(
         "lm/z_nats2": means.z_sum,
         "lm/accuracy": means.correct_sum,
         "lm/tokens": jnp.sum(batch.weights_BT),
-        "optim/grad_norm": optax.tree.norm(grads),
     }
-    return advance(state, grads, optimizer), metrics
+    after, figures = advance(state, grads, optimizer, loss=means.nll_sum + z_loss * means.z_sum)
+    return after, metrics | figures
 
 
 def lm_sums(state: TrainState, batch: LmBatch, *, model: Model, loss_chunks: int = 1):

@@ -49,9 +49,9 @@ def mlm_step(
         "mlm/accuracy": sums.correct_sum / count,
         "mlm/tokens": jnp.sum(batch.weights_BT),
         "mlm/row_tokens": jnp.sum(batch.segments_BT > 0),
-        "optim/grad_norm": optax.tree.norm(grads),
     }
-    return advance(state, grads, optimizer), metrics
+    after, figures = advance(state, grads, optimizer, loss=sums.nll_sum / count)
+    return after, metrics | figures
 
 
 def mlm_sums(state: TrainState, batch: LmBatch, *, model: Model, loss_chunks: int = 1) -> NllSums:

@@ -23,7 +23,7 @@ from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.response import hidden_logp, response_hidden, response_values
 from gptjax.train.router import router_loss, router_metrics
-from gptjax.train.update import advance
+from gptjax.train.update import advance, chosen
 from gptjax.types import LmBatch, Metrics, Model, Params, Rollout, ScalarModel, TrainState, ValueHead
 
 
@@ -55,8 +55,9 @@ def ppo_step(
 ) -> tuple[TrainState, Metrics]:
     """One update of policy and value on the next minibatch; which rows it has follows from the state's key and step.
 
-    An update that is not made (the policy has moved too far on this rollout, or the rollout is too old) leaves
-    parameters and optimizer as they were, bit by bit; `step` counts it, `extra["updates_made"]` does not.
+    An update that is not made (the policy has moved too far on this rollout, the rollout is too old, or the update is
+    not finite) leaves parameters and optimizer as they were, bit by bit; `step` counts it, `extra["updates_made"]`
+    does not.
 
     Args:
         state: params {"policy", "value"}; extra as `initial_extra` makes it.
@@ -91,7 +92,9 @@ def ppo_step(
         return loss, (aux | {"value_loss": value_sum, "value_clipped": value_aux["clipped"]}, router)
 
     grads, (aux, routers) = accumulated(share, state.params, batch, microbatches)
-    metrics = _update_metrics(totals(aux), batch, count) | router_metrics(totals(routers), rows)
+    sums = totals(aux)
+    loss = (sums["policy_loss"] + config.value_coefficient * sums["value_loss"]) / count
+    metrics = _update_metrics(sums, batch, count) | router_metrics(totals(routers), rows)
     metrics |= {
         "optim/grad_norm_policy": optax.tree.norm(grads["policy"]),
         "optim/grad_norm_value": optax.tree.norm(grads["value"]),
@@ -102,10 +105,11 @@ def ppo_step(
     kl = masked_sum(rollout.logp_old_BR - rollout.logp_ref_BR, rollout.mask_BR) / _scored_rows(rollout)
     stale = state.step // config.updates - rollout.version > config.max_lag
     stopped = _stopped(state, metrics["ppo/approx_kl_k3_nats"], config)
-    made = ~(stale | stopped)
-    metrics |= _rollout_metrics(rollout, kl, state.extra["kl_coefficient"])
+    coefficient = _next_coefficient(state, kl, config)
+    after, figures = advance(state, grads, optimizer, loss=loss, kl_coefficient=coefficient, stopped=stopped)
+    made = ~(stale | stopped) & (figures["optim/updates_skipped"] == 0)
+    metrics |= _rollout_metrics(rollout, kl, state.extra["kl_coefficient"]) | figures
     metrics |= {"ppo/updates": made.astype(jnp.int32), "ppo/stale": stale.astype(jnp.int32)}
-    after = advance(state, grads, optimizer, kl_coefficient=_next_coefficient(state, kl, config), stopped=stopped)
     return _kept_unless(made, after, state, config), metrics
 
 
@@ -215,18 +219,14 @@ def _stopped(state: TrainState, k3: jax.Array, config: PpoConfig) -> jax.Array:
 
 def _kept_unless(made: jax.Array, after: TrainState, before: TrainState, config: PpoConfig) -> TrainState:
     """`after` if the update was made, else `before` as it was but for step, KL coefficient and stop."""
-
-    def chosen(new, old):
-        return jax.tree.map(partial(jnp.where, made), new, old)
-
     extra = after.extra | {"updates_made": before.extra["updates_made"] + made.astype(jnp.int32)}
     if config.average_decay is not None:
         decay, average = config.average_decay, before.extra["average"]
         moved = jax.tree.map(
             lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), average, after.params["policy"]
         )
-        extra["average"] = chosen(moved, average)
-    params, opt_state = chosen((after.params, after.opt_state), (before.params, before.opt_state))
+        extra["average"] = chosen(made, moved, average)
+    params, opt_state = chosen(made, (after.params, after.opt_state), (before.params, before.opt_state))
     return dataclasses.replace(after, params=params, opt_state=opt_state, extra=extra)
 
 

@@ -1,9 +1,7 @@
 """Reward modelling: one update on prompts whose candidate responses were ranked or rated."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import jax
@@ -92,8 +90,7 @@ def reward_step(
 ) -> tuple[TrainState, Metrics]:
     """One update; all candidates of a prompt belong to one batch, none sees another, and dropout is off.
 
-    A candidate whose score is not finite is left out of the loss; an update whose gradient is not finite is not made.
-    Both are counted.
+    A candidate whose score is not finite is left out of the loss and counted.
 
     Args:
         state: params of `model`.
@@ -123,15 +120,11 @@ def reward_step(
     grads, (aux, routers, *scored) = accumulated(share, state.params, batch, microbatches)
     sums = totals(aux)
     count = jnp.where(sums["count"] > 0, sums["count"], 1)
-    grads = jax.tree.map(lambda grad: grad / count, grads)
-    norm = optax.tree.norm(grads)
-    metrics = {"reward/loss": sums["loss"] / count, **_figures(sums, config), **_score_metrics(*scored)}
-    metrics |= router_metrics(totals(routers), rows) | {
-        "reward/tokens": jnp.sum(lengths_BC),
-        "reward/updates_skipped": (~jnp.isfinite(norm)).astype(jnp.int32),
-        "optim/grad_norm": norm,
-    }
-    return _chosen(jnp.isfinite(norm), advance(state, grads, optimizer), state), metrics
+    grads, loss = jax.tree.map(lambda grad: grad / count, grads), sums["loss"] / count
+    after, figures = advance(state, grads, optimizer, loss=loss)
+    metrics = {"reward/loss": loss, **_figures(sums, config), **_score_metrics(*scored)}
+    metrics |= router_metrics(totals(routers), rows) | {"reward/tokens": jnp.sum(lengths_BC)}
+    return after, metrics | figures
 
 
 def _objective(
@@ -183,11 +176,3 @@ def _score_metrics(scores: jax.Array, present: jax.Array) -> Metrics:
     mean = jnp.sum(jnp.where(usable, scores, 0.0)) / count
     variance = jnp.sum(jnp.where(usable, jnp.square(scores - mean), 0.0)) / count
     return {"reward/score_mean": mean, "reward/score_std": jnp.sqrt(variance)}
-
-
-def _chosen(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-    """The new state, with the old parameters and moments if the update is not finite."""
-    params, opt_state = jax.tree.map(
-        partial(jnp.where, finite), (new.params, new.opt_state), (old.params, old.opt_state)
-    )
-    return dataclasses.replace(new, params=params, opt_state=opt_state)

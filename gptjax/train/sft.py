@@ -54,6 +54,6 @@ def sft_step(
         "sft/accuracy": sums.correct_sum / count,
         "sft/tokens": jnp.sum(batch.weights_BT > 0),
         "sft/row_tokens": jnp.sum(batch.segments_BT > 0),
-        "optim/grad_norm": optax.tree.norm(grads),
     }
-    return advance(state, grads, optimizer), metrics
+    after, figures = advance(state, grads, optimizer, loss=sums.nll_sum / count)
+    return after, metrics | figures

@@ -1,25 +1,47 @@
 """What every step ends with: the optimizer's update and the next state."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax.types import Params, TrainState
+from gptjax.types import Metrics, Params, TrainState
 
 
-def advance(state: TrainState, grads: Params, optimizer: optax.GradientTransformation, **extra: Any) -> TrainState:
-    """The state after one update; `extra` replaces entries of state.extra."""
+def advance(
+    state: TrainState, grads: Params, optimizer: optax.GradientTransformation, *, loss: jax.Array, **extra: Any
+) -> tuple[TrainState, Metrics]:
+    """The state after one update, and the update's figures; one that is not finite is not made.
+
+    Where the loss or the gradient's norm is not finite, the state stays as it was, bit by bit, but for `step`, so that
+    the next update has another batch, and extra["updates_skipped"], which counts them.
+
+    Args:
+        state: before the update.
+        grads: shaped like state.params.
+        optimizer: the update rule.
+        loss: f32[], of which `grads` is the gradient.
+        extra: new entries of state.extra.
+    """
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return dataclasses.replace(
-        state,
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
-        extra=state.extra | extra,
+    after = dataclasses.replace(
+        state, params=optax.apply_updates(state.params, updates), opt_state=opt_state, extra=state.extra | extra
     )
+    kept = chosen(finite, after, state)  # adding an update of zero would turn -0.0 into +0.0
+    skipped = (~finite).astype(jnp.int32)
+    counted = kept.extra | {"updates_skipped": state.extra["updates_skipped"] + skipped}
+    metrics = {"optim/grad_norm": norm, "optim/updates_skipped": skipped}
+    return dataclasses.replace(kept, step=state.step + 1, extra=counted), metrics
+
+
+def chosen(condition: jax.Array, new: Any, old: Any) -> Any:
+    """The tree `new` where the condition (bool[]) holds, else `old`, bit by bit."""
+    return jax.tree.map(partial(jnp.where, condition), new, old)
 
 
 def step_key(state: TrainState, microbatch: jax.Array | None = None) -> jax.Array:
@@ -29,12 +51,16 @@ def step_key(state: TrainState, microbatch: jax.Array | None = None) -> jax.Arra
 
 
 def initial_state(params: Params, optimizer: optax.GradientTransformation, key: jax.Array, **extra: Any) -> TrainState:
-    """The state before the first update; `key` is a typed PRNG key, `extra` the task's named arrays."""
+    """The state before the first update; `key` is a typed PRNG key, `extra` the task's named arrays.
+
+    Every state counts skipped updates, and batches that a rollback made the run pass over (`data_offset`).
+    """
+    counters = {name: jnp.zeros((), jnp.int32) for name in ("updates_skipped", "data_offset")}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         key=jax.random.key_data(key),
         frozen={},
-        extra=extra,
+        extra=counters | extra,
     )

@@ -58,5 +58,5 @@ def test_a_stage_hands_on_the_weights_that_its_result_names(result, wanted, tmp_
 def test_weights_that_a_checkpoint_lacks_are_named(tmp_path, one_device):
     result = {"task": "ppo", "evaluation": {"policy_weights": "average"}}
     saved(tmp_path, one_device, {"policy": filled(1.0)[0]}, {"kl_coefficient": jnp.zeros(())}, result)
-    with pytest.raises(ValueError, match=r"has no extra\.average\.blocks"):
+    with pytest.raises(ValueError, match=r"has no model\.extra\.average\.blocks"):
         load_policy(MODEL, tmp_path, one_device)

@@ -23,6 +23,7 @@ from gptjax.train.reference import upper_layers, with_frozen_layers
 from gptjax.train.reward import RewardConfig, reward_step
 from gptjax.train.rollout import collect
 from gptjax.train.sft import sft_step
+from gptjax.train.update import initial_state
 from gptjax.types import (
     GroupRollout,
     LmBatch,
@@ -31,7 +32,6 @@ from gptjax.types import (
     PromptBatch,
     RatingBatch,
     RewardBatch,
-    TrainState,
 )
 
 SIZES = {"vocab_size": 64, "layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "hidden": 32, "max_length": 32}
@@ -76,15 +76,8 @@ def rating_batch(rng):
 
 
 def state_of(params, tx):
-    key = jax.random.key_data(jax.random.key(7))
-    return TrainState(
-        step=jnp.int32(0),
-        params=params,
-        opt_state=tx.init(params),
-        key=key,
-        frozen={},
-        extra=initial_extra(PPO, params["policy"]) if "policy" in params else {},
-    )
+    extra = initial_extra(PPO, params["policy"]) if "policy" in params else {}
+    return initial_state(params, tx, jax.random.key(7), **extra)
 
 
 def lm_task(step, **own):

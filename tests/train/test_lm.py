@@ -109,10 +109,15 @@ def test_dropout_is_off_unless_asked_for_and_changes_with_the_step(step, one_dev
 
 def test_an_update_counts_the_step_and_keeps_what_the_task_carries():
     state = initial_state({"w": jnp.asarray([1.0])}, SGD, jax.random.key(3), bias=jnp.asarray(2.0), kl=jnp.asarray(5.0))
-    after = advance(state, {"w": jnp.asarray([0.25])}, SGD, kl=jnp.asarray(7.0))
+    after, _ = advance(state, {"w": jnp.asarray([0.25])}, SGD, loss=jnp.asarray(1.0), kl=jnp.asarray(7.0))
     assert int(after.step) == 1
     assert float(after.params["w"][0]) == 0.75  # 1 - 1.0 * 0.25
-    assert {name: float(x) for name, x in after.extra.items()} == {"bias": 2.0, "kl": 7.0}
+    assert {name: float(x) for name, x in after.extra.items()} == {
+        "updates_skipped": 0.0,
+        "data_offset": 0.0,
+        "bias": 2.0,
+        "kl": 7.0,
+    }
     np.testing.assert_array_equal(after.key, state.key)
     keys = [jax.random.key_data(step_key(s)).tolist() for s in (state, after)]
     assert keys[0] != keys[1]

@@ -162,7 +162,7 @@ def test_a_score_that_is_not_finite_is_left_out_of_the_update(one_device):
     after, metrics = broken_step(jnp.log, state, batch(one_device))
     moved = np.asarray(after.params["value"]) != np.asarray(state.params["value"])
     assert moved.tolist() == [False, True, False, True]
-    assert (int(metrics["reward/updates_skipped"]), int(metrics["reward/not_finite"])) == (0, 2)
+    assert (int(metrics["optim/updates_skipped"]), int(metrics["reward/not_finite"])) == (0, 2)
 
 
 def test_an_update_that_is_not_finite_is_not_made_but_counted(one_device):
@@ -172,7 +172,7 @@ def test_an_update_that_is_not_finite_is_not_made_but_counted(one_device):
     kept = jax.tree.leaves((after.params, after.opt_state))
     for a, b in zip(kept, jax.tree.leaves((state.params, state.opt_state)), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert (int(metrics["reward/updates_skipped"]), int(metrics["reward/not_finite"]), int(after.step)) == (1, 2, 1)
+    assert (int(metrics["optim/updates_skipped"]), int(metrics["reward/not_finite"]), int(after.step)) == (1, 2, 1)
     assert np.isfinite([float(metrics[name]) for name in ("reward/loss", "reward/score_mean")]).all()
 
 

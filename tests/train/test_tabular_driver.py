@@ -20,14 +20,16 @@ from tabular_world import (
 )
 
 from gptjax.model.config import ModelConfig
-from gptjax.run import driver
 from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.experiment import Experiment
+from gptjax.run.goodput import Goodput
 from gptjax.run.metrics import MetricsLog, read_metrics, same_losses
+from gptjax.run.stop import Stop
 from gptjax.run.task import Task
 from gptjax.run.tasks.dpo import DpoTask
 from gptjax.run.tasks.grpo import GrpoTask
 from gptjax.run.tasks.ppo import PpoTask
+from gptjax.run.training import train
 from gptjax.train.dpo import dpo_step
 from gptjax.train.group_rollout import collect_groups
 from gptjax.train.grpo import grpo_step
@@ -108,8 +110,7 @@ def run(folder, task, settings):
     """(final state, what finish said), from the newest checkpoint on if there is one."""
     checkpoints, log = Checkpoints(folder / "checkpoints", keep=2), MetricsLog(folder)
     try:
-        state, about = driver._restored(task, settings, checkpoints, log)
-        return driver._train("tabular", settings, task, state, about, checkpoints, log, 0.0)
+        return train("tabular", settings, task, checkpoints, log, Stop(), Goodput())
     finally:
         log.close()
         checkpoints.close()
@@ -128,7 +129,14 @@ def test_a_run_that_was_broken_off_ends_bitwise_like_one_that_was_not(tmp_path, 
     with pytest.raises(Interrupted):
         run(tmp_path / "broken", replace(task, data=data), settings)
     resumed, _ = run(tmp_path / "broken", task, settings)
-    assert sorted(resumed.extra) == ["average", "kl_coefficient", "stopped", "updates_made"]
+    assert sorted(resumed.extra) == [
+        "average",
+        "data_offset",
+        "kl_coefficient",
+        "stopped",
+        "updates_made",
+        "updates_skipped",
+    ]
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
     logs = [tmp_path / name / "metrics.jsonl" for name in ("whole", "broken")]

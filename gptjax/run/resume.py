@@ -1,0 +1,41 @@
+"""Where a stage goes on: at its newest good checkpoint, with the rows that were logged up to it."""
+
+from typing import Any
+
+import jax
+
+from gptjax.run.checkpoint import Checkpoints, abstract
+from gptjax.run.experiment import Experiment
+from gptjax.run.hosts import on_first
+from gptjax.run.metrics import MetricsLog, NoLog, read_metrics
+from gptjax.run.task import Task
+from gptjax.types import TrainState
+
+
+def restored(
+    task: Task, experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog | NoLog
+) -> tuple[TrainState, dict[str, Any]]:
+    """This run's newest good checkpoint, else another run's weights, else fresh ones; and what was counted so far."""
+    state = jax.jit(task.init)(jax.random.key(experiment.seed))
+    found = checkpoints.restore(abstract(state))
+    reached = max((row["step"] for row in logged_rows(checkpoints)), default=0)
+    if found is None:
+        on_first(lambda: log.resume(0))
+        about = {"tokens": 0, "rollbacks": 0, "reached": reached, "data_fingerprint": task.data_fingerprint}
+        return task.start(state), about
+    state, about = found
+    if about["data_fingerprint"] != task.data_fingerprint:
+        raise ValueError(
+            f"the data or the tokenizer changed since the checkpoint in {checkpoints.folder} (fingerprint "
+            f"{about['data_fingerprint']} then, {task.data_fingerprint} now): restore the data, or choose another "
+            "--workdir"
+        )
+    step = int(state.step)
+    on_first(lambda: log.resume(step))
+    return state, about | {"reached": max(about["reached"], reached)}
+
+
+def logged_rows(checkpoints: Checkpoints) -> list[dict[str, Any]]:
+    """The rows that this stage has logged so far, in any process."""
+    path = checkpoints.folder.parent / "metrics.jsonl"
+    return read_metrics(path) if path.exists() else []
