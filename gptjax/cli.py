@@ -1,4 +1,4 @@
-"""The command line: `gptjax run | curate | generate | chat`."""
+"""The command line: `gptjax run | curate | scale | generate | chat`."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ USER_ERROR = 2  # a mistake of the user's: do not restart
 
 _EXAMPLES = {
     "run": "gptjax run experiments/chatgpt_mini.py --workdir runs/mini --seed 1",
+    "scale": "gptjax scale recommend runs/isoflop_mini/runs.jsonl --flops 1e14",
     "curate": "gptjax curate prompts.jsonl curated --field prompt --user-field user --json",
     "generate": "gptjax generate runs/chatgpt_mini --prompt 'What does `os.path.join` do?'",
     "chat": "gptjax chat runs/chatgpt_mini --stage sft",
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--workdir", type=Path, help="folder of the run (default: runs/FILE)")
     run.add_argument("--devices", type=int, help="simulate this many devices on the CPU")
     _add_curate(commands)
+    _add_scale(commands)
     for name, command, text in (
         ("generate", _generate, "answer one prompt"),
         ("chat", _chat, "talk to a trained model"),
@@ -70,6 +72,12 @@ def _add_curate(commands) -> None:
     curate.add_argument("--valid", type=float, default=0.1, help="share of the users")
     curate.add_argument("--test", type=float, default=0.1, help="share of the users")
     curate.add_argument("--json", action="store_true", help="print the report as one JSON object")
+
+
+def _add_scale(commands) -> None:
+    from gptjax.run.scale_options import add_commands
+
+    add_commands(_command(commands, "scale", _scale, "scaling curves: train a sweep, fit it, recommend, validate"))
 
 
 def _command(commands, name: str, function, text: str) -> argparse.ArgumentParser:
@@ -127,6 +135,18 @@ def _curate(args: argparse.Namespace, rest: list[str]) -> None:
     print(f"{report['prompts']} prompts: " + ", ".join(f"{n} {split}" for split, n in report["kept"].items()))
     for reason, n in report["dropped"].items():
         print(f"dropped {n}: {reason}")
+
+
+def _scale(args: argparse.Namespace, rest: list[str]) -> None:
+    if args.scale == "sweep":
+        from gptjax.run.sweep import scale_sweep
+
+        scale_sweep(args, rest)
+        return
+    _refuse(rest)
+    from gptjax.run import scale
+
+    {"fit": scale.scale_fit, "validate": scale.scale_validate, "recommend": scale.scale_recommend}[args.scale](args)
 
 
 def _generate(args: argparse.Namespace, rest: list[str]) -> None:

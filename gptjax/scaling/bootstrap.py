@@ -38,8 +38,8 @@ def bootstrap(
         seed: of the resampling.
         delta: of Huber's loss.
         resampling: trunks: draw as many trunks as there are, with replacement, all runs of one together; residuals:
-            keep the runs and multiply the residuals of each trunk by a random weight (wild bootstrap), which is what few
-            trunks allow; auto: trunks from FEW_TRUNKS on.
+            keep the runs and multiply the residuals of each trunk by a random weight (wild bootstrap), which is what
+            few trunks allow; auto: trunks from FEW_TRUNKS on.
         done: called with the number of draws made so far.
 
     Source: Efron and Tibshirani 1993, chapters 6 and 9; Webb 2023, doi:10.1111/caje.12661 (six-point weights).

@@ -164,8 +164,8 @@ def _warnings(fitted: Fit, flops: float, n: float, parameters: int) -> tuple[str
     ratio = flops / float(fitted.runs.c.max())
     if ratio > FAR:
         found.append(
-            f"{flops:.3g} FLOPs are {ratio:.3g} times the largest run's {fitted.runs.c.max():.3g}: beyond {FAR:g} times, "
-            "no held-out run supports an extrapolation"
+            f"{flops:.3g} FLOPs are {ratio:.3g} times the largest run's {fitted.runs.c.max():.3g}: beyond "
+            f"{FAR:g} times no held-out run supports an extrapolation"
         )
     if not 0.8 < parameters / n < 1.25:
         found.append(f"no shape of this rule has about {n:.3g} parameters; the nearest has {parameters:.3g}")
