@@ -17,7 +17,8 @@ class OptimizerConfig:
     """The update rule and its schedule; weight decay touches matrices only.
 
     name: adamw, or muon (matrices by Muon, everything else by AdamW; one learning rate serves both).
-    peak_lr: largest learning rate.  schedule, warmup_steps, start_fraction, final_fraction: see gptjax.optim.schedule.
+    peak_lr: largest learning rate.  schedule, warmup_steps, start_fraction, final_fraction,
+    decay_fraction (of wsd): see gptjax.optim.schedule.
     b1, b2, eps: Adam's.  eps_mode: paper (eps is added after bias correction, as optax and PyTorch do) or tf (before
     it, as in TensorFlow 1 and OpenAI's PPO: smaller early steps).
     weight_decay: decoupled, per unit of learning rate.  clip_norm: largest global gradient norm.
@@ -29,6 +30,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     start_fraction: float = 0.0
     final_fraction: float = 0.1
+    decay_fraction: float = 0.2
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -41,7 +43,7 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.peak_lr must be positive, got {self.peak_lr}")
         if self.warmup_steps < 0:
             raise ValueError(f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
-        for field in ("b1", "b2", "start_fraction", "final_fraction"):
+        for field in ("b1", "b2", "start_fraction", "final_fraction", "decay_fraction"):
             if not 0.0 <= getattr(self, field) <= 1.0:
                 raise ValueError(f"optimizer.{field} must lie in [0, 1], got {getattr(self, field)}")
 
@@ -55,6 +57,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
         warmup_steps=config.warmup_steps,
         start_fraction=config.start_fraction,
         final_fraction=config.final_fraction,
+        decay_fraction=config.decay_fraction,
     )
 
 

@@ -87,6 +87,31 @@ class Checkpoints:
         self._checkpointer.close()
 
 
+def load_state(folder: Path, abstract_state: TrainState, steps: int) -> tuple[TrainState, dict[str, Any]]:
+    """The whole state that a finished stage ended with, for a run of `steps` steps that branches off it.
+
+    Returns:
+        (state, what was said about it, its seconds set to 0).
+
+    Raises:
+        ValueError: no checkpoint there, or one that is as far as the branch is to go.
+    """
+    if not (folder / "checkpoints").is_dir():
+        raise ValueError(f"branch_from: no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    try:
+        found = checkpoints.restore(abstract_state)
+    finally:
+        checkpoints.close()
+    if found is None:
+        raise ValueError(f"branch_from: no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
+    if int(found[0].step) >= steps:
+        raise ValueError(
+            f"branch_from: {folder} ended at step {int(found[0].step)}, this run at {steps}: give more steps"
+        )
+    return found[0], found[1] | {"seconds": 0.0}
+
+
 def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
     """What is asked for of `params` and `extra` in the newest checkpoint of a stage's folder, in the given layout.
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gptjax.optim.optimizer import learning_rate
-from gptjax.run.checkpoint import Checkpoints, abstract
+from gptjax.run.checkpoint import Checkpoints, abstract, load_state
 from gptjax.run.experiment import Experiment, Recipe, build_task, check_layout, task_kind
 from gptjax.run.mesh import bytes_per_device, make_mesh, put
 from gptjax.run.metrics import Meter, MetricsLog
@@ -71,7 +71,7 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
         checkpoints = Checkpoints(folder / "checkpoints", keep=experiment.keep)
         log = MetricsLog(folder)
         try:
-            state, about = _restored(task, experiment, checkpoints, log)
+            state, about = _restored(task, experiment, setup, checkpoints, log)
             state, about = _train(name, experiment, task, state, about, checkpoints, log, began)
             result = {
                 "task": task_kind(experiment),
@@ -86,11 +86,13 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
 
 
 def _restored(
-    task: Task, experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog
+    task: Task, experiment: Experiment, setup: Setup, checkpoints: Checkpoints, log: MetricsLog
 ) -> tuple[TrainState, dict[str, Any]]:
-    """This run's newest checkpoint, else another run's weights, else fresh ones; and what was counted so far."""
+    """This run's newest checkpoint, else its trunk's, else another run's weights, else fresh ones; and the counts."""
     state = jax.jit(task.init)(jax.random.key(experiment.seed))
     restored = checkpoints.restore(abstract(state))
+    if restored is None and experiment.branch_from is not None:
+        restored = load_state(setup.stage_folder(experiment.branch_from), abstract(state), experiment.steps)
     if restored is None:
         log.resume(0)
         return task.start(state), {"seconds": 0.0, "tokens": 0, "data_fingerprint": task.data_fingerprint}

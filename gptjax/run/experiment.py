@@ -40,6 +40,8 @@ class Experiment:
     a batch.
     seed: of everything random.  evaluate_every: steps between held-out evaluations (None: at the end only).
     save_every: steps between checkpoints (PPO, GRPO: rounded up to whole rollouts).  keep: newest checkpoints kept.
+    branch_from: stage of the recipe, or folder of a trained stage, whose whole state (optimizer, step and place in the
+    data too) this run goes on from, on the same data and with the same batches.
     """
 
     task: LmTask | MlmTask | SftTask | RewardTask | PpoTask | DpoTask | GrpoTask | RejectionTask
@@ -52,6 +54,7 @@ class Experiment:
     evaluate_every: int | None = None
     save_every: int = 100
     keep: int = 2
+    branch_from: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every", "keep"):

@@ -1,7 +1,7 @@
 """Pictures of a scaling fit, each with a caption and the table of numbers that it shows."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ class Chart(NamedTuple):
     name: str
     picture: Picture
     png: bytes
-    table: dict[str, Sequence[Any]]
+    table: Mapping[str, Sequence[Any]]
 
 
 @styled
@@ -45,7 +45,7 @@ def isoflop_curves(fitted: Fit, minima: Sequence[Minimum]) -> Chart | None:
             if minimum.interval:
                 axes.plot(minimum.interval, [minimum.loss] * 2, "-", color=ORANGE, linewidth=1.4, zorder=4)
     axes.set(xscale="log", xlabel="parameters", ylabel="loss (nats per token)")
-    axes.legend(ncols=2)
+    figure.legend(loc="outside upper center", ncols=3)
     flagged = [minimum for minimum in minima if minimum.flags]
     caption = f"{len(minima)} budgets; stars are minima of local parabolas, bars their 95 % intervals"
     if flagged:
@@ -207,9 +207,8 @@ def learning_rates(runs: Runs) -> Chart | None:
             best.append(float(np.log2(rate[chosen[runs.loss[chosen].argmin()]])))
         axes.set(xscale="log", title=name, xlabel="peak learning rate")
         axes.legend()
-        parts.append(
-            f"{name}: best rates span {max(best) - min(best):.1f} octaves over widths {widths[0]:.0f} to {widths[-1]:.0f}"
-        )
+        octaves = max(best) - min(best)
+        parts.append(f"{name}: best rates span {octaves:.1f} octaves over widths {widths[0]:.0f} to {widths[-1]:.0f}")
     all_axes[0].set_ylabel("loss (nats per token)")
     table = {"peak_lr": rate.tolist(), "width": width.tolist(), "kind": kind, "loss": runs.loss.tolist()}
     return _chart("learning_rates", figure, "; ".join(parts) + ".", table)
@@ -233,7 +232,7 @@ def _shades(count: int) -> list[Any]:
     return [colormaps["viridis"](0.85 * i / max(1, count - 1)) for i in range(count)]
 
 
-def _chart(name: str, figure: Any, caption: str, table: dict[str, Sequence[Any]]) -> Chart:
+def _chart(name: str, figure: Any, caption: str, table: Mapping[str, Sequence[Any]]) -> Chart:
     shown = picture(figure, caption)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=200, facecolor="white", metadata={"Software": None})
