@@ -193,6 +193,14 @@ class Cache:
     v_LBSKH: Any
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as wide (fan-in) and as deep as in muP's base model a parameter is used."""
+
+    width: float
+    depth: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A language model as the steps know it: pure functions, and two trees shaped like its parameters.
@@ -204,6 +212,7 @@ class Model:
     decode(params, frozen, cache, token_BT, segments_BS, positions_BT, index) -> (cache, h_BTD), T = 1
     gather(params) -> params in the compute dtype and gathered over `fsdp`, for many decoding steps
     roles: matrix, bias, norm or embedding for each parameter.  letters: its dimensions (see gptjax.dims).
+    ratios: a Ratio for each parameter under muP, else None.
     """
 
     init: Callable[..., Params]
@@ -214,6 +223,7 @@ class Model:
     gather: Callable[[Params], Params]
     roles: Params
     letters: Params
+    ratios: Params = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +238,7 @@ class ScalarModel:
     values: Callable[..., jax.Array]
     roles: Params
     letters: Params
+    ratios: Params = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,3 +253,4 @@ class ValueHead:
     values: Callable[..., jax.Array]
     roles: Params
     letters: Params
+    ratios: Params = None

@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -103,8 +104,8 @@ class Tokenizer:
             ids += self._processor.encode(part)
         return ids
 
-    def document(self, text: str) -> Sequence[int]:
-        """Token ids of a whole document, after the token that begins one."""
+    def document(self, text: str) -> Any:
+        """Token ids of a whole document, a sequence, after the token that begins one."""
         return [self.bos_id, *self.encode(text)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:

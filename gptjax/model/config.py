@@ -15,6 +15,10 @@ class ModelConfig:
     bias: biases in projections.  tied: the embedding is also the unembedding.  dropout: rate on residual branches.
     dtype: of activations and matmuls; parameters are float32 (float64 when JAX runs in 64 bits and dtype is float64).
     remat: what the backward pass recomputes: nothing (none), all but matmul results (matmuls), the whole block (full).
+    mup_base_width: width at which muP is the standard parametrization, so that the learning rate tuned there serves
+    every width (None: standard at all widths): logits are scaled by base / width and an untied head starts at zero,
+    attention scores by 1 / H, learning rates by parameter (see gptjax.optim.optimizer).
+    mup_base_layers: the same for depth (CompleteP): residual branches are scaled by base / layers.
     unroll: layers per iteration of the scan over layers. On a CPU, where XLA runs most of a loop's body on one core,
     all of them at once halve the time of a step; on accelerators 1 keeps compiling short.
     """
@@ -38,6 +42,8 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     remat: Literal["none", "matmuls", "full"] = "none"
     unroll: int = 1
+    mup_base_width: int | None = None
+    mup_base_layers: int | None = None
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "layers", "width", "heads", "max_length", "unroll"):
@@ -51,6 +57,11 @@ class ModelConfig:
             raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
         if self.positions == "rotary" and self.sizes["H"] % 2:
             raise ValueError(f"rotary positions need an even head width, got {self.sizes['H']}")
+        for field in ("mup_base_width", "mup_base_layers"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
+                raise ValueError(f"model.{field} must be at least 1, got {getattr(self, field)}")
+        if self.mup_base_layers is not None and self.mup_base_width is None:
+            raise ValueError("model.mup_base_layers needs model.mup_base_width: depth scaling is part of muP")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
 
@@ -67,6 +78,16 @@ class ModelConfig:
             "F": self.hidden or 4 * self.width,
             "T": self.max_length,
         }
+
+    @property
+    def width_ratio(self) -> float:
+        """Width over muP's base width; 1 in the standard parametrization."""
+        return 1.0 if self.mup_base_width is None else self.width / self.mup_base_width
+
+    @property
+    def depth_ratio(self) -> float:
+        """Layers over muP's base layers; 1 without depth scaling."""
+        return 1.0 if self.mup_base_layers is None else self.layers / self.mup_base_layers
 
     def matmul_parameters(self) -> int:
         """Parameters that every token is multiplied with: the blocks' matrices and the unembedding."""

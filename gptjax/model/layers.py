@@ -55,7 +55,7 @@ class Attention(nnx.Module):
         self.config = config
         s = config.sizes
         std_in = s["D"] ** -0.5
-        std_out = (s["N"] * s["H"]) ** -0.5 / (2 * s["L"]) ** 0.5
+        std_out = (s["N"] * s["H"]) ** -0.5 / (2 * (config.mup_base_layers or s["L"])) ** 0.5
         self.wq_DNH = declare(config, "LDNH", "matrix", std=std_in)
         self.wk_DKH = declare(config, "LDKH", "matrix", std=std_in)
         self.wv_DKH = declare(config, "LDKH", "matrix", std=std_in)
@@ -80,6 +80,8 @@ class Attention(nnx.Module):
         if self.config.positions == "rotary":
             q_BTNH = rotate(q_BTNH, positions_BT, theta=self.config.rope_theta)
             k_BTKH = rotate(k_BTKH, positions_BT, theta=self.config.rope_theta)
+        if self.config.mup_base_width is not None:  # with the kernel's own H ** -.5 that is muP's 1 / H
+            q_BTNH *= self.config.sizes["H"] ** -0.5
         return q_BTNH, k_BTKH, v_BTKH
 
     def project(self, o_BTNH: jax.Array, *, decoding: bool) -> jax.Array:
@@ -92,7 +94,7 @@ class Mlp(nnx.Module):
     def __init__(self, config: ModelConfig):
         self.config = config
         s = config.sizes
-        std_in, std_out = s["D"] ** -0.5, s["F"] ** -0.5 / (2 * s["L"]) ** 0.5
+        std_in, std_out = s["D"] ** -0.5, s["F"] ** -0.5 / (2 * (config.mup_base_layers or s["L"])) ** 0.5
         self.w_in_DF = declare(config, "LDF", "matrix", std=std_in)
         self.w_gate_DF = declare(config, "LDF", "matrix", std=std_in) if config.activation == "swiglu" else None
         self.w_out_FD = declare(config, "LFD", "matrix", std=std_out)
@@ -140,8 +142,8 @@ class Block(nnx.Module):
         o_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, causal=causal)
         keys = (None, None) if key is None else jax.random.split(key)
         rate = self.config.dropout
-        h_BTD += dropout(self.attention.project(o_BTNH, decoding=False), rate, keys[0], "BTD")
-        h_BTD += dropout(self.mlp(self.mlp_norm(h_BTD), decoding=False), rate, keys[1], "BTD")
+        h_BTD += dropout(self._branch(self.attention.project(o_BTNH, decoding=False)), rate, keys[0], "BTD")
+        h_BTD += dropout(self._branch(self.mlp(self.mlp_norm(h_BTD), decoding=False)), rate, keys[1], "BTD")
         return h_BTD, k_BTKH, v_BTKH
 
     def decode(
@@ -166,5 +168,9 @@ class Block(nnx.Module):
             jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (cache.k_LBSKH, cache.v_LBSKH)
         )
         o_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True)
-        h_BTD += self.attention.project(o_BTNH, decoding=True)
-        return h_BTD + self.mlp(self.mlp_norm(h_BTD), decoding=True), cache
+        h_BTD += self._branch(self.attention.project(o_BTNH, decoding=True))
+        return h_BTD + self._branch(self.mlp(self.mlp_norm(h_BTD), decoding=True)), cache
+
+    def _branch(self, h_BTD: jax.Array) -> jax.Array:
+        """What a branch adds to the residual stream; with depth scaling, all branches together stay of one size."""
+        return h_BTD if self.config.mup_base_layers is None else h_BTD / self.config.depth_ratio

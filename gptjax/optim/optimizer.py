@@ -61,15 +61,28 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
-def optimizer(config: OptimizerConfig, steps: int, roles: Params, letters: Params) -> optax.GradientTransformation:
+def optimizer(
+    config: OptimizerConfig, steps: int, roles: Params, letters: Params, ratios: Params = None
+) -> optax.GradientTransformation:
     """The gradient transformation of a run.
+
+    Under muP a matrix's learning rate is divided by its width ratio, while the product of rate and decay is not; Adam's
+    epsilon is divided by the product of its ratios (by multiplying the gradient instead, to which Adam is indifferent).
 
     Args:
         config: hyper-parameters.
         steps: updates in the run; the schedule ends there.
         roles: matrix, bias, norm or embedding for each parameter.
         letters: dimensions of each parameter (see gptjax.dims).
+        ratios: of each parameter to muP's base model (gptjax.types.Ratio); None: the standard parametrization.
+
+    Raises:
+        ValueError: muon under muP, for whose updates no rule is implemented.
+
+    Source: Yang et al. 2022, arXiv:2203.03466, table 8; Dey et al. 2025, arXiv:2505.01618 (CompleteP, table 1).
     """
+    if ratios is not None and config.name == "muon":
+        raise ValueError("optimizer.name muon has no muP rule: use adamw, or leave model.mup_base_width None")
     is_matrix = jax.tree.map(lambda role: role == "matrix", roles)
     moments = optax.scale_by_adam if config.eps_mode == "paper" else scale_by_adam_tf
     adam = moments(b1=config.b1, b2=config.b2, eps=config.eps)
@@ -78,9 +91,27 @@ def optimizer(config: OptimizerConfig, steps: int, roles: Params, letters: Param
         by_muon = jax.tree.map(lambda matrix, letter: matrix and letter.startswith("L"), is_matrix, letters)
         labels = jax.tree.map(lambda chosen: "muon" if chosen else "adam", by_muon)
         direction = optax.partition({"muon": scale_by_muon(letters), "adam": adam}, labels)
+    if ratios is not None:
+        direction = optax.chain(
+            _scaled(jax.tree.map(lambda ratio: ratio.width * ratio.depth, ratios)),
+            direction,
+            _scaled(jax.tree.map(lambda ratio: 1.0 / ratio.width, ratios)),
+        )
     return optax.chain(
         optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
         direction,
         optax.add_decayed_weights(config.weight_decay, is_matrix),
         optax.scale_by_learning_rate(learning_rate(config, steps)),
     )
+
+
+def _scaled(factors: Params) -> optax.GradientTransformation:
+    """Each parameter's update times its factor."""
+
+    def update(updates: Params, params: Params | None = None) -> Params:
+        del params
+        return jax.tree.map(
+            lambda factor, x: x if isinstance(x, optax.MaskedNode) else x * factor, factors, updates
+        )  # fmt: skip
+
+    return optax.stateless(update)

@@ -177,6 +177,7 @@ def _row(sweep: Sweep, workdir: Path, trunk: Trunk, steps: int) -> dict[str, Any
         "layers": model.layers,
         "width": model.width,
         "heads": model.heads,
+        "mup_base_width": model.mup_base_width,
         "tokenizer": result["data_fingerprint"].rpartition("-")[2],
         "data": result["data_fingerprint"],
         "unique_tokens": min(tokens, result["evaluation"]["packing_rows"] * trunk.row_tokens),

@@ -81,7 +81,7 @@ def build(config: DpoTask, setup: Setup) -> Task:
     with status("reference log-probabilities"):
         rows, report = referenced(train, "train")
         heldout_rows, _ = referenced(heldout, "heldout")
-    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters, model.ratios)
     sums = jax.jit(partial(dpo_sums, model=model, config=config.dpo))
     examination = _examination(config, setup, tokenizer, model, reference, heldout)
     key = jax.random.key(setup.seed)

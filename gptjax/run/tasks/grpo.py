@@ -62,7 +62,7 @@ def build(config: GrpoTask, setup: Setup) -> Task:
     reference, _ = load_params(policy, policy_folder, setup.mesh)
     reward, norm = load_params(scalar, reward_folder, setup.mesh, ("reward_gain", "reward_bias"))
     frozen_models = {"reference": reference, "reward": reward} | norm
-    tx = optimizer(setup.optimizer, setup.steps, policy.roles, policy.letters)
+    tx = optimizer(setup.optimizer, setup.steps, policy.roles, policy.letters, policy.ratios)
     train, heldout = asked_prompts(config.prompts)
     prompts, _ = prompt_batch([messages for messages, _ in train], tokenizer, config.prompt_tokens)
     sampling = SamplingConfig(max_new_tokens=settings.response_tokens, temperature=settings.temperature)

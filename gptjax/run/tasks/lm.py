@@ -41,7 +41,7 @@ def build(config: LmTask, setup: Setup) -> Task:
     """The task, with its corpus read and its rows packed."""
     text = read_corpus(config, setup, config.start_from)
     model = language_model(setup.model)
-    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters, model.ratios)
     place = partial(put, mesh=setup.mesh)
     sums = jax.jit(partial(lm_sums, model=model, loss_chunks=config.loss_chunks))
     step = partial(

@@ -54,7 +54,7 @@ def build(config: MlmTask, setup: Setup) -> Task:
         fraction=config.mask_fraction,
     )
     model = language_model(setup.model)
-    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters, model.ratios)
     place = partial(put, mesh=setup.mesh)
     sums = jax.jit(partial(mlm_sums, model=model, loss_chunks=config.loss_chunks))
     heldout = hide(text.heldout_rows, 0, 0)  # masks that no setting changes: figures of different runs compare

@@ -89,7 +89,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
     rows, train, train_figures = _rendered("training", train, tokenizer, row_tokens, most, setup)
     heldout_rows, heldout, heldout_figures = _rendered("held-out", heldout, tokenizer, row_tokens, most, setup)
     model = scalar_model(setup.model)
-    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters, model.ratios)
     place = partial(put, mesh=setup.mesh)
 
     @jax.jit

@@ -67,7 +67,7 @@ def build(config: SftTask, setup: Setup) -> Task:
     if config.reduction == "example":
         rows = weighted_by_segment(rows)
     model = language_model(setup.model)
-    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters, model.ratios)
     sums = jax.jit(partial(lm_sums, model=model, loss_chunks=config.loss_chunks))
     place = partial(put, mesh=setup.mesh)
     sampling = SamplingConfig(max_new_tokens=config.answer_tokens)
