@@ -138,9 +138,7 @@ def repeated_data(n: np.ndarray, d: np.ndarray, unique: np.ndarray, loss: np.nda
         ValueError: no run repeats data.
     """
     if not (d > unique * 1.001).any():
-        raise ValueError(
-            "no run repeats its data (n_tokens above unique_tokens): nothing shows what repeating is worth"
-        )
+        raise ValueError("no run repeats data (n_tokens above unique_tokens): nothing shows what repeating is worth")
 
     def residual(theta: np.ndarray) -> np.ndarray:
         return np.log(RepeatedData(r_d=np.exp(theta[0]), r_n=np.exp(theta[1])).loss(n, d, unique, law)) - np.log(loss)
