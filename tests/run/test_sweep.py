@@ -1,4 +1,4 @@
-"""Sweeps: horizons and budgets by hand, rows from results alone, and what is refused; nothing is trained here but once."""
+"""Sweeps: horizons and budgets by hand, rows from results alone, and what is refused."""
 
 import json
 import subprocess
@@ -139,7 +139,8 @@ def sweep(horizons=(20, 40)):
     optimizer = OptimizerConfig(peak_lr=1e-2, schedule="wsd", final_fraction=0.0, warmup_steps=4)
     task = LmTask(corpus=Path(__file__).with_name("corpus.txt"), byte_tokens=True, row_tokens=32, samples=0)
     run = Experiment(task=task, model=MODEL, optimizer=optimizer, steps=1, batch_size=2)
-    return Sweep(name="tiny", trunks=(Trunk(name="t", experiment=run, horizons=horizons, budgets=(1.0,) * len(horizons)),))
+    trunk = Trunk(name="t", experiment=run, horizons=horizons, budgets=(1.0,) * len(horizons))
+    return Sweep(name="tiny", trunks=(trunk,))
 
 def alone():
     return sweep((40,))
