@@ -36,7 +36,7 @@ class Trunk:
             raise ValueError(f"trunk {self.name}: {len(self.horizons)} horizons for {len(self.budgets)} budgets")
         points = [0, *(self.branch_point(steps) for steps in self.horizons)]
         if any(later <= earlier for earlier, later in itertools.pairwise(points)):
-            raise ValueError(f"trunk {self.name}: horizons {self.horizons} must rise by more than their decays")
+            raise ValueError(f"trunk {self.name}: horizons {self.horizons} must rise")
         if self.branch_point(self.horizons[0]) < self.experiment.optimizer.warmup_steps:
             raise ValueError(
                 f"trunk {self.name}: warm-up takes {self.experiment.optimizer.warmup_steps} steps, but the decay to "

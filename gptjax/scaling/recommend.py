@@ -138,8 +138,7 @@ def shape_of(n: float, rule: ShapeRule) -> tuple[ModelConfig, int]:
     for width in widths.tolist():
         target = max(1, round(width / rule.aspect))
         for layers in {max(1, round(target * factor)) for factor in (0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.7)}:
-            rough = 12 * layers * width**2 + 2 * rule.vocab_size * width
-            if not 0.3 < rough / n < 3 and best[1] is not None:
+            if 8 * layers * width**2 > 4 * n and best[1] is not None:
                 continue
             config = _model(layers, width, rule)
             count = getattr(counts(config), rule.parameters)
