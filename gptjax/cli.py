@@ -1,4 +1,4 @@
-"""The command line: `gptjax run | plan | tokenize | curate | generate | chat`."""
+"""The command line: `gptjax run | plan | tokenize | curate | scale | generate | chat`."""
 
 import argparse
 import errno
@@ -23,6 +23,7 @@ _EXAMPLES = {
     "run": "gptjax run experiments/chatgpt_mini.py --workdir runs/mini --seed 1",
     "plan": "gptjax plan experiments/llama2_7b.py --topology v5e:16x16",
     "tokenize": "gptjax tokenize texts/ rows/ --tokenizer runs/chatgpt_mini/lm/tokenizer.model --row-tokens 256",
+    "scale": "gptjax scale recommend runs/isoflop_mini/runs.jsonl --flops 1e14",
     "curate": "gptjax curate prompts.jsonl curated --field prompt --user-field user --json",
     "generate": "gptjax generate runs/chatgpt_mini --prompt 'What does `os.path.join` do?'",
     "chat": "gptjax chat runs/chatgpt_mini --stage sft",
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_tokenize(commands)
     _add_curate(commands)
+    _add_scale(commands)
     for name, command, text in (
         ("generate", _generate, "answer one prompt"),
         ("chat", _chat, "talk to a trained model"),
@@ -128,6 +130,12 @@ def _add_curate(commands) -> None:
     curate.add_argument("--valid", type=float, default=0.1, help="share of the users")
     curate.add_argument("--test", type=float, default=0.1, help="share of the users")
     curate.add_argument("--json", action="store_true", help="print the report as one JSON object")
+
+
+def _add_scale(commands) -> None:
+    from gptjax.run.scale_options import add_commands
+
+    add_commands(_command(commands, "scale", _scale, "scaling curves: train a sweep, fit it, recommend, validate"))
 
 
 def _command(commands, name: str, function, text: str) -> argparse.ArgumentParser:
@@ -227,6 +235,18 @@ def _curate(args: argparse.Namespace, rest: list[str]) -> None:
     print(f"{report['prompts']} prompts: " + ", ".join(f"{n} {split}" for split, n in report["kept"].items()))
     for reason, n in report["dropped"].items():
         print(f"dropped {n}: {reason}")
+
+
+def _scale(args: argparse.Namespace, rest: list[str]) -> None:
+    if args.scale == "sweep":
+        from gptjax.run.sweep import scale_sweep
+
+        scale_sweep(args, rest)
+        return
+    _refuse(rest)
+    from gptjax.run import scale
+
+    {"fit": scale.scale_fit, "validate": scale.scale_validate, "recommend": scale.scale_recommend}[args.scale](args)
 
 
 def _generate(args: argparse.Namespace, rest: list[str]) -> None:

@@ -250,6 +250,14 @@ class RouterSums:
     choices: Any
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as wide (fan-in) and as deep as in muP's base model a parameter is used."""
+
+    width: float
+    depth: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A language model as the steps know it: pure functions, and two trees shaped like its parameters.
@@ -264,6 +272,7 @@ class Model:
     gather_unembedding(params) -> params for `unembed`, rounded to the compute dtype, gathered over `fsdp`, but in their
     own dtype: over the pieces of a loss their gradient adds up in it, and crosses the network once
     roles: matrix, bias, norm or embedding for each parameter.  letters: its dimensions (see gptjax.dims).
+    ratios: a Ratio for each parameter under muP, else None.
     """
 
     init: Callable[..., Params]
@@ -275,6 +284,7 @@ class Model:
     gather_unembedding: Callable[[Params], Params] = lambda params: params
     roles: Params
     letters: Params
+    ratios: Params = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +299,7 @@ class ScalarModel:
     values: Callable[..., tuple[jax.Array, RouterSums | None]]
     roles: Params
     letters: Params
+    ratios: Params = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,3 +314,4 @@ class ValueHead:
     values: Callable[..., jax.Array]
     roles: Params
     letters: Params
+    ratios: Params = None

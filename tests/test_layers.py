@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "gptjax"
-EVERYTHING = {"nn", "losses", "optim", "model", "train", "generate", "data", "eval", "run", "serve", "cli"}
+EVERYTHING = {"nn", "losses", "optim", "model", "train", "generate", "data", "scaling", "eval", "run", "serve", "cli"}
 # Package -> packages it may import besides itself and the modules that stand alone: dims, types, tree, config, options.
 ALLOWED = {
     "nn": set(),
@@ -16,6 +16,7 @@ ALLOWED = {
     "optim": set(),
     "data": set(),
     "model": {"nn"},
+    "scaling": {"model"},
     "generate": {"nn"},
     "train": {"losses"},
     "train/rollout.py": {"losses", "nn", "generate"},

@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -53,8 +54,13 @@ class Tokenizer:
         Raises:
             ValueError: the file is no tokenizer that this class can use.
         """
+        from gptjax.data.byte_tokenizer import MARK, ByteTokenizer
+
+        model = Path(path).read_bytes()
+        if model == MARK:
+            return ByteTokenizer()
         try:
-            return cls(Path(path).read_bytes())
+            return cls(model)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         except OSError as error:
@@ -99,6 +105,10 @@ class Tokenizer:
             ids += self._space_mark_ids
             ids += self._processor.encode(part)
         return ids
+
+    def document(self, text: str) -> Any:
+        """Token ids of a whole document, a sequence, after the token that begins one."""
+        return [self.bos_id, *self.encode(text)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """UTF-8 bytes that `ids` stand for, control ids skipped; a prefix may end within a character.

@@ -29,6 +29,10 @@ class ModelConfig:
     experts: MLPs of which a router chooses experts_per_token for each token (None: one MLP serves all; see
     gptjax.nn.experts).  capacity_factor: room of an expert, as a multiple of an even share (None: nothing is dropped).
     balance_coefficient, router_z_coefficient: weights of the router's losses, which every objective adds to its own.
+    mup_base_width: width at which muP is the standard parametrization, so that the learning rate tuned there serves
+    every width (None: standard at all widths): logits are scaled by base / width and an untied head starts at zero,
+    attention scores by 1 / H, learning rates by parameter (see gptjax.optim.optimizer).
+    mup_base_layers: the same for depth (CompleteP): residual branches are scaled by base / layers.
     unroll: layers per iteration of the scan over layers. On a CPU, where XLA runs most of a loop's body on one core,
     all of them at once halve the time of a step; on accelerators 1 keeps compiling short.
     """
@@ -62,6 +66,8 @@ class ModelConfig:
     balance_coefficient: float = 0.01
     router_z_coefficient: float = 0.0
     unroll: int = 1
+    mup_base_width: int | None = None
+    mup_base_layers: int | None = None
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "layers", "width", "heads", "max_length", "unroll"):
@@ -75,10 +81,13 @@ class ModelConfig:
             raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
         if self.positions == "rotary" and self.sizes["H"] % 2:
             raise ValueError(f"rotary positions need an even head width, got {self.sizes['H']}")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"model.window must be at least 1, got {self.window}")
+        for field in ("window", "mup_base_width", "mup_base_layers"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
+                raise ValueError(f"model.{field} must be at least 1, got {getattr(self, field)}")
         if self.soft_cap is not None and self.soft_cap <= 0:
             raise ValueError(f"model.soft_cap must be positive, got {self.soft_cap}")
+        if self.mup_base_layers is not None and self.mup_base_width is None:
+            raise ValueError("model.mup_base_layers needs model.mup_base_width: depth scaling is part of muP")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
         if self.experts is not None:
@@ -108,6 +117,16 @@ class ModelConfig:
             "F": self.hidden or 4 * self.width,
             "T": self.max_length,
         } | ({} if self.experts is None else {"E": self.experts})
+
+    @property
+    def width_ratio(self) -> float:
+        """Width over muP's base width; 1 in the standard parametrization."""
+        return 1.0 if self.mup_base_width is None else self.width / self.mup_base_width
+
+    @property
+    def depth_ratio(self) -> float:
+        """Layers over muP's base layers; 1 without depth scaling."""
+        return 1.0 if self.mup_base_layers is None else self.layers / self.mup_base_layers
 
     def matmul_parameters(self, *, scalar: bool = False) -> int:
         """Parameters that a token is multiplied with: the blocks' matrices, of experts its own, and the unembedding.

@@ -50,7 +50,7 @@ class Attention(nnx.Module):
         self.config = config
         s = config.sizes
         std_in = s["D"] ** -0.5
-        std_out = (s["N"] * s["H"]) ** -0.5 / (2 * s["L"]) ** 0.5
+        std_out = (s["N"] * s["H"]) ** -0.5 / (2 * (config.mup_base_layers or s["L"])) ** 0.5
         self.wq_DNH = declare(config, "LDNH", "matrix", std=std_in)
         self.wk_DKH = declare(config, "LDKH", "matrix", std=std_in)
         self.wv_DKH = declare(config, "LDKH", "matrix", std=std_in)
@@ -76,6 +76,8 @@ class Attention(nnx.Module):
         if self.config.positions == "rotary":
             q_BTNH = rotate(q_BTNH, positions_BT, theta=self.config.rope_theta)
             k_BTKH = rotate(k_BTKH, positions_BT, theta=self.config.rope_theta)
+        if self.config.mup_base_width is not None:  # with the kernel's own H ** -.5 that is muP's 1 / H
+            q_BTNH *= self.config.sizes["H"] ** -0.5
         return q_BTNH, k_BTKH, v_BTKH
 
     def _of_heads(self, param: nnx.Param, letters: str, dtype: Any) -> jax.Array:
@@ -102,7 +104,7 @@ class Mlp(nnx.Module):
     def __init__(self, config: ModelConfig):
         self.config = config
         s = config.sizes
-        std_in, std_out = s["D"] ** -0.5, s["F"] ** -0.5 / (2 * s["L"]) ** 0.5
+        std_in, std_out = s["D"] ** -0.5, s["F"] ** -0.5 / (2 * (config.mup_base_layers or s["L"])) ** 0.5
         self.w_in_DF = declare(config, "LDF", "matrix", std=std_in)
         self.w_gate_DF = declare(config, "LDF", "matrix", std=std_in) if config.activation == "swiglu" else None
         self.w_out_FD = declare(config, "LFD", "matrix", std=std_out)
@@ -151,9 +153,9 @@ class Block(nnx.Module):
         q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(normed_BTD, positions_BT, decoding=False)
         o_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, causal=causal)
         keys = (None, None) if key is None else jax.random.split(key)
-        h_BTD += dropout(self.attention.project(o_BTNH, decoding=False), rate, keys[0])
+        h_BTD += dropout(self._branch(self.attention.project(o_BTNH, decoding=False)), rate, keys[0])
         out_BTD, router = self._mlp(h_BTD, segments_BT > 0, decoding=False)
-        h_BTD += dropout(out_BTD, rate, keys[1])
+        h_BTD += dropout(self._branch(out_BTD), rate, keys[1])
         return h_BTD, k_BTKH, v_BTKH, router
 
     def _attend(
@@ -194,6 +196,10 @@ class Block(nnx.Module):
             q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True,
             window=self.config.window, soft_cap=self.config.soft_cap,
         )  # fmt: skip
-        h_BTD += self.attention.project(o_BTNH, decoding=True)
+        h_BTD += self._branch(self.attention.project(o_BTNH, decoding=True))
         out_BTD, _ = self._mlp(h_BTD, here_BT > 0, decoding=True)
-        return h_BTD + out_BTD, k_BKSH, v_BKSH
+        return h_BTD + self._branch(out_BTD), k_BKSH, v_BKSH
+
+    def _branch(self, h_BTD: jax.Array) -> jax.Array:
+        """What a branch adds to the residual stream; with depth scaling, all branches together stay of one size."""
+        return h_BTD if self.config.mup_base_layers is None else h_BTD / self.config.depth_ratio

@@ -21,7 +21,7 @@ class Moe(nnx.Module):
     def __init__(self, config: ModelConfig):
         self.config = config
         s = config.sizes
-        std_in, std_out = s["D"] ** -0.5, s["F"] ** -0.5 / (2 * s["L"]) ** 0.5
+        std_in, std_out = s["D"] ** -0.5, s["F"] ** -0.5 / (2 * (config.mup_base_layers or s["L"])) ** 0.5
         self.router_DE = declare(config, "LDE", "matrix", std=0.02)
         self.w_in_EDF = declare(config, "LEDF", "matrix", std=std_in)
         self.w_gate_EDF = declare(config, "LEDF", "matrix", std=std_in) if config.activation == "swiglu" else None

@@ -15,7 +15,7 @@ from gptjax.model.config import ModelConfig
 from gptjax.model.heads import ScalarTransformer, ValueHeadLayer
 from gptjax.model.transformer import Transformer
 from gptjax.nn.gather import gathered
-from gptjax.types import Model, Params, ScalarModel, ValueHead
+from gptjax.types import Model, Params, Ratio, ScalarModel, ValueHead
 
 
 def language_model(config: ModelConfig) -> Model:
@@ -54,6 +54,7 @@ def language_model(config: ModelConfig) -> Model:
         gather_unembedding=gather_unembedding,
         roles=_metadata(module, "role"),
         letters=_metadata(module, "letters"),
+        ratios=_ratios(module, config),
     )
 
 
@@ -71,6 +72,7 @@ def scalar_model(config: ModelConfig) -> ScalarModel:
         values=values,
         roles=_metadata(module, "role"),
         letters=_metadata(module, "letters"),
+        ratios=_ratios(module, config),
     )
 
 
@@ -83,6 +85,7 @@ def value_head(config: ModelConfig) -> ValueHead:
         values=lambda params, h_BTD: nnx.merge(graph, params)(h_BTD),
         roles=_metadata(module, "role"),
         letters=_metadata(module, "letters"),
+        ratios=_ratios(module, config),
     )
 
 
@@ -92,6 +95,19 @@ def _variables(module: nnx.Module) -> list[tuple[tuple[str, ...], Any]]:
 
 def _metadata(module: nnx.Module, name: str) -> Params:
     return _nested({path: variable.get_metadata()[name] for path, variable in _variables(module)})
+
+
+def _ratios(module: nnx.Module, config: ModelConfig) -> Params:
+    """muP's metadata: matrices see inputs that grow with the width, what is stacked is used once in each layer."""
+    if config.mup_base_width is None:
+        return None
+
+    def ratio(role: str, letters: str) -> Ratio:
+        return Ratio(
+            config.width_ratio if role == "matrix" else 1.0, config.depth_ratio if letters.startswith("L") else 1.0
+        )
+
+    return jax.tree.map(ratio, _metadata(module, "role"), _metadata(module, "letters"))
 
 
 def _init(module: nnx.Module, key: jax.Array) -> Params:

@@ -27,7 +27,8 @@ class Transformer(nnx.Module):
         self.position_TD = declare(config, "TD", "embedding", std=0.02) if config.positions == "learned" else None
         self.blocks = Block(config)
         self.final_norm = Norm(config, "")
-        self.unembedding_VD = None if config.tied else declare(config, "VD", "embedding", std=config.width**-0.5)
+        std = config.width**-0.5 if config.mup_base_width is None else 0.0
+        self.unembedding_VD = None if config.tied else declare(config, "VD", "embedding", std=std)
 
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array, *, decoding: bool = False) -> jax.Array:
         dtype = jnp.dtype(self.config.dtype)
@@ -88,6 +89,8 @@ class Transformer(nnx.Module):
 
     def unembed(self, h_BTD: jax.Array, *, decoding: bool = False) -> jax.Array:
         table = self.embedding_VD if self.unembedding_VD is None else self.unembedding_VD
+        if self.config.mup_base_width is not None:
+            h_BTD /= self.config.width_ratio
         return unembed(h_BTD, use(table, "VD", h_BTD.dtype, decoding=decoding), decoding=decoding)
 
     def _blocks(self, tokens_BT, segments_BT, positions_BT, causal, key, *, keep_cache):

@@ -81,7 +81,8 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
         checkpoints = Checkpoints(folder / "checkpoints", keep=keep, failures=experiment.faults.failed_saves)
         log = MetricsLog(folder) if is_first() else NoLog()
         try:
-            state, about = train(name, experiment, task, checkpoints, log, stop, goodput)
+            trunk = None if experiment.branch_from is None else stage_folder(experiment.branch_from)
+            state, about = train(name, experiment, task, checkpoints, log, stop, goodput, trunk)
             result = {
                 "task": task_kind(experiment),
                 "steps": experiment.steps,

@@ -49,6 +49,8 @@ class Experiment:
     keep_best: kept besides, those whose mean loss (or score) since the checkpoint before was the best.  keep_every:
     checkpoints of steps that are multiples of it are kept for ever (None: none).
     faults: what happens when something goes wrong.
+    branch_from: stage of the recipe, or folder of a trained stage, whose whole state (optimizer, step and place in the
+    data too) this run goes on from, on the same data and with the same batches.
     """
 
     task: LmTask | MlmTask | SftTask | RewardTask | PpoTask | DpoTask | GrpoTask | RejectionTask
@@ -67,6 +69,7 @@ class Experiment:
     keep_best: int = 0
     keep_every: int | None = None
     faults: FaultsConfig = field(default_factory=FaultsConfig)
+    branch_from: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "microbatches", "save_every", "keep"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gptjax.config import override, split_stage_args
 from gptjax.run.experiment import Experiment, Recipe
@@ -14,12 +15,8 @@ def load_recipe(target: str, overrides: Sequence[str]) -> Recipe:
     Raises:
         ValueError: no such file or name, it fails to run, or an override is wrong.
     """
-    file, _, name = target.partition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"no such experiment file: {path}")
-    found = _call(path, name)
-    recipe = found if isinstance(found, Recipe) else Recipe(name=path.stem, stages={"run": found})
+    found = load(target, ["recipe", "experiment"], (Experiment, Recipe))
+    recipe = found if isinstance(found, Recipe) else Recipe(name=_file(target).stem, stages={"run": found})
     arguments = split_stage_args(overrides, recipe.stages)
     stages = {}
     for stage, experiment in recipe.stages.items():
@@ -30,13 +27,30 @@ def load_recipe(target: str, overrides: Sequence[str]) -> Recipe:
     return Recipe(name=recipe.name, stages=stages)
 
 
-def _call(path: Path, name: str) -> Experiment | Recipe:
+def load(target: str, names: list[str], kinds: tuple[type, ...]) -> Any:
+    """What the function NAME of `FILE:NAME`, or the first of `names` that FILE defines, returns.
+
+    Raises:
+        ValueError: no such file or name, it fails to run, or it returns something else.
+    """
+    path = _file(target)
+    if not path.is_file():
+        raise ValueError(f"no such experiment file: {path}")
+    name = target.partition(":")[2]
+    return _call(path, [name] if name else names, kinds)
+
+
+def _file(target: str) -> Path:
+    return Path(target.partition(":")[0])
+
+
+def _call(path: Path, names: list[str], kinds: tuple[type, ...]) -> Any:
     module = module_at(path)
-    names = [name] if name else ["recipe", "experiment"]
     function = next((getattr(module, n) for n in names if callable(getattr(module, n, None))), None)
     if function is None:
         raise ValueError(f"{path} defines no function {' or '.join(names)}; it has: {functions_of(module)}")
     found = function()
-    if not isinstance(found, Experiment | Recipe):
-        raise ValueError(f"{path}:{names[0]}() returned {type(found).__name__}, not an Experiment or a Recipe")
+    if not isinstance(found, kinds):
+        wanted = " or ".join(f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}" for kind in kinds)
+        raise ValueError(f"{path}:{names[0]}() returned {type(found).__name__}, not {wanted}")
     return found

@@ -3,38 +3,18 @@
 A function returns None when the log holds nothing to draw. Values that are not finite are left out.
 """
 
-import functools
-import io
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from gptjax.run.chart_style import BLUE, GREEN, GREY, ORANGE, Picture
+from gptjax.run.chart_style import picture as _picture
+from gptjax.run.chart_style import styled as _styled
 from gptjax.run.series import Rows, course, number, series, smooth
 
-BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c8590b", "#2c7a4b", "#6b7280"
 _WIDTH = 5.2  # inches; shown at up to 660 CSS pixels, so 9.5 points are 17 pixels there and 9 on a phone
 _RAW_POINTS = 1200  # of a raw curve, which keeps a picture well under 100 kB
-_STYLE: Any = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9ca3af",
-    "axes.grid": True,
-    "axes.formatter.useoffset": False,
-    "axes.axisbelow": True,
-    "grid.color": "#e5e7eb",
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.8,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "gptjax",
-}
 _PANELS = {  # smaller pictures: metric -> what it is (unit)
     "optim/grad_norm": "gradient norm",
     "optim/lr": "learning rate",
@@ -46,24 +26,6 @@ _PANELS = {  # smaller pictures: metric -> what it is (unit)
     "ppo/response_tokens": "response (tokens)",
     "ppo/end_rate": "rollouts that end (fraction)",
 }
-
-
-class Picture(NamedTuple):
-    """A drawing, as the text of an SVG file, with its caption."""
-
-    svg: bytes
-    caption: str
-
-
-def _styled(draw: Callable[..., Picture | None]) -> Callable[..., Picture | None]:
-    @functools.wraps(draw)
-    def styled(*args: Any, **kwargs: Any) -> Picture | None:
-        import matplotlib
-
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return styled
 
 
 @_styled
@@ -282,9 +244,3 @@ def _line(axes: Any, steps: np.ndarray, values: np.ndarray, colour: str, label: 
 def _root(kl: Any) -> Any:
     """An estimate of a small KL may be below zero."""
     return np.sqrt(np.maximum(kl, 0.0))
-
-
-def _picture(figure: Any, caption: str) -> Picture:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return Picture(file.getvalue(), caption)

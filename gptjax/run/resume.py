@@ -1,5 +1,6 @@
 """Where a stage goes on: at its newest good checkpoint, with the rows that were logged up to it."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,11 +14,13 @@ from gptjax.types import TrainState
 
 
 def restored(
-    task: Task, experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog | NoLog
+    task: Task, experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog | NoLog, trunk: Path | None
 ) -> tuple[TrainState, dict[str, Any]]:
-    """This run's newest good checkpoint, else another run's weights, else fresh ones; and what was counted so far."""
+    """This run's newest good checkpoint, else its trunk's, else another run's weights, else fresh ones; and the counts."""
     state = jax.jit(task.init)(jax.random.key(experiment.seed))
     found = checkpoints.restore(abstract(state))
+    if found is None and trunk is not None:
+        found = load_state(trunk, abstract(state), experiment.steps)
     reached = max((row["step"] for row in logged_rows(checkpoints)), default=0)
     if found is None:
         on_first(lambda: log.resume(0))
@@ -39,3 +42,28 @@ def logged_rows(checkpoints: Checkpoints) -> list[dict[str, Any]]:
     """The rows that this stage has logged so far, in any process."""
     path = checkpoints.folder.parent / "metrics.jsonl"
     return read_metrics(path) if path.exists() else []
+
+
+def load_state(folder: Path, abstract_state: TrainState, steps: int) -> tuple[TrainState, dict[str, Any]]:
+    """The whole state that a finished stage ended with, for a run of `steps` steps that branches off it.
+
+    Returns:
+        (state, what was said about it, its seconds left out).
+
+    Raises:
+        ValueError: no checkpoint there, or one that is as far as the branch is to go.
+    """
+    if not (folder / "checkpoints").is_dir():
+        raise ValueError(f"branch_from: no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    try:
+        found = checkpoints.restore(abstract_state)
+    finally:
+        checkpoints.close()
+    if found is None:
+        raise ValueError(f"branch_from: no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
+    if int(found[0].step) >= steps:
+        raise ValueError(
+            f"branch_from: {folder} ended at step {int(found[0].step)}, this run at {steps}: give more steps"
+        )
+    return found[0], found[1] | {"seconds_by_use": {}}

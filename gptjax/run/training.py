@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,8 +36,9 @@ def train(
     log: MetricsLog | NoLog,
     stop: Stop,
     goodput: Goodput,
+    trunk: Path | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Train a stage to its end, from its newest checkpoint on if there is one.
+    """Train a stage to its end: from its newest checkpoint on, else from the last state of the stage in `trunk`.
 
     Returns:
         The final state, which is saved, and what the stage's result says of the training.
@@ -47,7 +49,7 @@ def train(
         Preempted: a signal asked to stop; what was done is saved.
     """
     with goodput("restore"):
-        state, about = restored(task, experiment, checkpoints, log)
+        state, about = restored(task, experiment, checkpoints, log, trunk)
     goodput.add(about.pop("seconds_by_use", {}))
     loop = _Loop(name, experiment, task, checkpoints, log, stop, goodput, state, about)
     try:

@@ -1,6 +1,7 @@
 """The corpus of pre-training: read, partly held out, tokenised, packed into rows; for every objective on plain text."""
 
 import dataclasses
+import functools
 import hashlib
 import lzma
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptjax.data import python_docs
+from gptjax.data.byte_tokenizer import ByteTokenizer
 from gptjax.data.packing import Long, PackingReport, pack
+from gptjax.data.python_source import source_documents
 from gptjax.data.sources import Document, read_documents
 from gptjax.data.tokenizer import Tokenizer, train_tokenizer
 from gptjax.run.hosts import on_first
@@ -24,17 +27,21 @@ class CorpusConfig:
 
     corpus: a .txt, .jsonl or .gz file or a folder of them; None: the documentation of the Python that runs this.
     field: of a JSON line, the text.  include_source: with the default corpus, library source code too.
+    source_only: with the default corpus, nothing but library source code, tests of the library included.
     heldout_fraction: of the corpus (of the modules, with the default corpus), never trained on.
     tokenizer: a sentencepiece model; None: that of the stage started from, else one is trained on the corpus with
     model.vocab_size tokens.
+    byte_tokens: a token is a byte, and model.vocab_size is 256; no tokenizer is trained.
     row_tokens: T.  long: documents of more tokens are split into pieces that are all kept, truncated, or dropped.
     """
 
     corpus: Path | None = None
     field: str = "text"
     include_source: bool = True
+    source_only: bool = False
     heldout_fraction: float = 0.1
     tokenizer: Path | None = None
+    byte_tokens: bool = False
     row_tokens: int = 256
     long: Long = "split"
 
@@ -43,6 +50,10 @@ class CorpusConfig:
             raise ValueError(f"task.heldout_fraction must lie between 0 and 1, got {self.heldout_fraction}")
         if self.row_tokens < 2:
             raise ValueError(f"task.row_tokens must be at least 2, got {self.row_tokens}")
+        if self.source_only and self.corpus is not None:
+            raise ValueError(f"task.source_only is about the default corpus, but task.corpus is {self.corpus}")
+        if self.byte_tokens and self.tokenizer is not None:
+            raise ValueError(f"task.byte_tokens clashes with task.tokenizer {self.tokenizer}: give one")
 
 
 class Corpus(NamedTuple):
@@ -83,10 +94,29 @@ def read_corpus(config: CorpusConfig, setup: Setup, start_from: str | None) -> C
         raise ValueError(f"task.row_tokens {config.row_tokens} is above model.max_length {setup.model.max_length}")
     if start_from is not None:
         check_model(setup.stage_folder(start_from), setup.model)
+    if config.source_only and config.byte_tokens and start_from is None:
+        found = _library_bytes(config.heldout_fraction, config.row_tokens, config.long)
+        corpus_tokenizer(config, setup, start_from, found.train)
+        return found
     with status("reading the corpus"):
         train, heldout = corpus(config)
     with status("preparing the tokenizer"):
         tokenizer = corpus_tokenizer(config, setup, start_from, train)
+    return _packed(config, train, heldout, tokenizer)
+
+
+@functools.lru_cache(maxsize=1)
+def _library_bytes(heldout_fraction: float, row_tokens: int, long: Long) -> Corpus:
+    """The library's source as bytes, which no setting of a stage changes: the stages of a sweep share it."""
+    config = CorpusConfig(
+        source_only=True, byte_tokens=True, heldout_fraction=heldout_fraction, row_tokens=row_tokens, long=long
+    )
+    with status("reading the library's source"):
+        train, heldout = corpus(config)
+    return _packed(config, train, heldout, ByteTokenizer())
+
+
+def _packed(config: CorpusConfig, train: list[Document], heldout: list[Document], tokenizer: Tokenizer) -> Corpus:
     with status("packing rows"):
         rows, report = packed_rows(train, tokenizer, config)
         heldout_rows, _ = packed_rows(heldout, tokenizer, config)
@@ -95,6 +125,9 @@ def read_corpus(config: CorpusConfig, setup: Setup, start_from: str | None) -> C
 
 def corpus(config: CorpusConfig) -> tuple[list[Document], list[Document]]:
     """(training documents, held-out documents)."""
+    if config.source_only:
+        fraction = config.heldout_fraction
+        return source_documents("train", fraction), source_documents("heldout", fraction)
     if config.corpus is None:
         train = python_docs.documents("train", include_source=config.include_source, fraction=config.heldout_fraction)
         return train, python_docs.documents("heldout", fraction=config.heldout_fraction)
@@ -138,6 +171,8 @@ def corpus_tokenizer(config: CorpusConfig, setup: Setup, start_from: str | None,
     source = path if path.exists() else config.tokenizer
     if source is not None:
         tokenizer = Tokenizer.load(source)
+    elif config.byte_tokens:
+        tokenizer = ByteTokenizer()
     else:
         tokenizer = train_tokenizer((document.text for document in train), setup.model.vocab_size)
     if tokenizer.vocab_size != setup.model.vocab_size:
@@ -155,7 +190,7 @@ def xz_bits_per_byte(raw: bytes) -> float:
 
 def packed_rows(documents: list[Document], tokenizer: Tokenizer, config: CorpusConfig) -> tuple[LmBatch, PackingReport]:
     """Every document after a BOS token, packed into rows."""
-    ids = [[tokenizer.bos_id, *tokenizer.encode(document.text)] for document in documents]
+    ids = [tokenizer.document(document.text) for document in documents]
     return pack(ids, config.row_tokens, pad_id=tokenizer.pad_id, long=config.long)
 
 

@@ -24,10 +24,12 @@ class LmTask(RowsConfig):
     """Next-token prediction on a corpus.
 
     start_from: stage of the recipe, or folder of a trained stage, whose weights are taken (None: from scratch).
-    z_loss: coefficient.  loss_chunks: pieces in which logits are computed.
+    samples: texts that the model writes at the end.  z_loss: coefficient.
+    loss_chunks: pieces in which logits are computed.
     """
 
     start_from: str | None = None
+    samples: int = 4
     z_loss: float = 0.0
     loss_chunks: int = 1
 
@@ -56,7 +58,8 @@ def build(config: LmTask, setup: Setup) -> Task:
     def finish(state):
         report: dict[str, Any] = {name.removeprefix("eval/"): value for name, value in evaluate(state).items()}
         report |= text.figures()
-        report["samples"] = samples(model, state.params, text.tokenizer, setup)
+        if config.samples:
+            report["samples"] = samples(model, state.params, text.tokenizer, setup, config.samples)
         return state, report
 
     return Task(
@@ -89,7 +92,7 @@ def outline(config: LmTask, setup: Setup) -> Outline:
     )  # fmt: skip
 
 
-def samples(model: Model, params: Params, tokenizer: Tokenizer, setup: Setup, count: int = 4) -> list[str]:
+def samples(model: Model, params: Params, tokenizer: Tokenizer, setup: Setup, count: int) -> list[str]:
     """A few texts that the model writes from nothing."""
     rows = setup.batch_size
     prompts = PromptBatch(tokens_BP=np.full((rows, 1), tokenizer.bos_id, np.int32), lengths_B=np.ones(rows, np.int32))

@@ -242,12 +242,14 @@ def _optimizers(config: PpoTask, setup: Setup, models: dict[str, Any]) -> optax.
     """A separate value model has clipping, learning rate and moments of its own; a head shares the policy's."""
     roles = {name: model.roles for name, model in models.items()}
     letters = {name: model.letters for name, model in models.items()}
+    by_mup = models["policy"].ratios is not None
+    ratios = {name: model.ratios for name, model in models.items()} if by_mup else None
     if config.ppo.value_model == "head":
-        tx = optimizer(setup.optimizer, setup.steps, roles, letters)
+        tx = optimizer(setup.optimizer, setup.steps, roles, letters, ratios)
     else:
         own = {"policy": setup.optimizer, "value": config.value_optimizer or setup.optimizer}
         tx = optax.partition(
-            {name: optimizer(chosen, setup.steps, roles, letters) for name, chosen in own.items()},
+            {name: optimizer(chosen, setup.steps, roles, letters, ratios) for name, chosen in own.items()},
             {name: jax.tree.map(lambda _, name=name: name, tree) for name, tree in roles.items()},
         )
     return with_frozen_layers(tx, models["policy"], config.frozen_layers) if config.frozen_layers else tx

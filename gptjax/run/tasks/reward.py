@@ -183,7 +183,7 @@ def outline(config: RewardTask, setup: Setup) -> Outline:
 
 def _model(setup: Setup) -> tuple[ScalarModel, optax.GradientTransformation]:
     model = scalar_model(setup.model)
-    return model, optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    return model, optimizer(setup.optimizer, setup.steps, model.roles, model.letters, model.ratios)
 
 
 def comparisons(

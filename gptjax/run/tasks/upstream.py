@@ -120,7 +120,7 @@ def _abstract(model: Model | ScalarModel, mesh: Mesh) -> Any:
 def trained_model(setup: Setup) -> tuple[Model, optax.GradientTransformation]:
     """The language model that a stage trains, and its optimizer."""
     model = language_model(setup.model)
-    return model, optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
+    return model, optimizer(setup.optimizer, setup.steps, model.roles, model.letters, model.ratios)
 
 
 def abstract_rows(rows: int, tokens: int) -> LmBatch:

@@ -1,0 +1,237 @@
+"""Train a sweep: every trunk in a process of its own, one row for each finished horizon, nothing done twice."""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gptjax import __version__
+from gptjax.config import to_text
+from gptjax.run.load import load
+from gptjax.run.progress import Progress, note, table
+from gptjax.run.sweep_grid import Sweep, Trunk
+from gptjax.run.workdir import write_atomically
+from gptjax.scaling.accounting import every_count
+from gptjax.scaling.fit import FitConfig, fit
+from gptjax.scaling.runs import read_runs
+from gptjax.scaling.validate import compared, predict
+
+SCHEMA = 1  # of runs.jsonl
+
+
+def scale_sweep(args: argparse.Namespace, overrides: list[str]) -> None:
+    """`gptjax scale sweep FILE`: train what is missing of the grid, then predict and train the held-out run."""
+    if overrides:
+        raise ValueError(f"unknown option {overrides[0]!r}; a sweep's settings are in its file; see --help")
+    sweep = load_sweep(args.file)
+    workdir = args.workdir or Path("runs") / sweep.name
+    mine = _share(sweep.trunks, args.shard)
+    if args.dry_run:
+        _print_plan(sweep, args.json)
+        return
+    _claim(sweep, workdir)
+    processes = args.processes or os.cpu_count() or 1
+    if processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {processes}")
+    _train(args.file, mine, workdir, processes)
+    rows = write_rows(sweep, workdir)
+    complete = all(_result(workdir, trunk, steps) for trunk in sweep.trunks for steps in trunk.horizons)
+    said = _held_out(args.file, sweep, workdir) if complete and sweep.held_out else {}
+    result = {"runs": len(rows), "table": str(workdir / "runs.jsonl")} | said
+    if args.json:
+        print(json.dumps(result))
+    else:
+        _print_rows(rows)
+        for name, value in result.items():
+            print(f"{name}: {value}")
+
+
+def load_sweep(target: str) -> Sweep:
+    """What `FILE` or `FILE:NAME` defines.
+
+    Raises:
+        ValueError: no such file or name, or it gives no sweep.
+    """
+    return load(target, ["sweep"], (Sweep,))  # type: ignore[return-value]
+
+
+def write_rows(sweep: Sweep, workdir: Path) -> list[dict[str, Any]]:
+    """Write runs.jsonl, whole, from the results that are there, in the order of the grid: the same bytes each time."""
+    rows = [row for trunk in sweep.trunks for steps in trunk.horizons if (row := _row(sweep, workdir, trunk, steps))]
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    write_atomically(workdir / "runs.jsonl", text)
+    return rows
+
+
+def _share(trunks: tuple[Trunk, ...], shard: str) -> tuple[Trunk, ...]:
+    index, slash, count = shard.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ValueError(f"--shard {shard!r}: write i/n with 0 <= i < n, such as 0/2 and 1/2 on two hosts")
+    return trunks[int(index) :: int(count)]
+
+
+def _claim(sweep: Sweep, workdir: Path) -> None:
+    """See that the folder is this sweep's; trunks check their own settings."""
+    about = workdir / "sweep.json"
+    if about.exists():
+        name = json.loads(about.read_text(encoding="utf-8"))["name"]
+        if name != sweep.name:
+            raise ValueError(f"{workdir} holds the sweep {name!r}, not {sweep.name!r}: choose another --workdir")
+        return
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(f"{workdir} is not empty and holds no sweep: choose another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    trunks = [trunk.name for trunk in sweep.trunks]
+    write_atomically(about, json.dumps({"name": sweep.name, "trunks": trunks, "schema": SCHEMA}, indent=1))
+
+
+def _train(file: str, trunks: tuple[Trunk, ...], workdir: Path, processes: int) -> None:
+    """Train the trunks that are not finished, the dearest first, some at a time, each on its share of the cores.
+
+    Raises:
+        ValueError: a trunk failed; what the others finished stays.
+    """
+    waiting = [t for t in trunks if not all(_result(workdir, t, steps) for steps in t.horizons)]
+    waiting.sort(key=Trunk.own_flops, reverse=True)
+    slots: list[tuple[Trunk, subprocess.Popen[bytes]] | None] = [None] * min(processes, max(1, len(waiting)))
+    total = int(sum(trunk.own_flops() for trunk in trunks) / 1e6)
+    failed: list[str] = []
+    try:
+        with Progress("sweep (MFLOP)", max(total, 1), start=_done(workdir, trunks)) as progress:
+            while waiting or any(slots):
+                for i, running in enumerate(slots):
+                    if running and running[1].poll() is not None:
+                        failed += [running[0].name] if running[1].returncode else []
+                        slots[i] = running = None
+                    if running is None and waiting:
+                        trunk = waiting.pop(0)
+                        slots[i] = (trunk, _start(file, trunk, workdir, i, len(slots)))
+                progress.update(_done(workdir, trunks))
+                time.sleep(0.3)
+    finally:
+        for running in filter(None, slots):
+            running[1].terminate()
+    if failed:
+        tail = (workdir / f"{failed[0]}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise ValueError(
+            f"{len(failed)} trunks failed ({', '.join(failed)}); the first said: {' '.join(tail)}. Mend it and run the "
+            "same command again: what is finished is kept"
+        )
+
+
+def _start(file: str, trunk: Trunk, workdir: Path, slot: int, slots: int) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "gptjax.run.sweep_worker", file, trunk.name, str(workdir), f"{slot}/{slots}"]
+    with (workdir / f"{trunk.name}.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+
+def _done(workdir: Path, trunks: tuple[Trunk, ...]) -> int:
+    """MFLOP of the finished stages and of the checkpointed steps of the others."""
+    total = 0.0
+    for trunk in trunks:
+        for name, stage in trunk.recipe().stages.items():
+            if (workdir / trunk.name / name / "result.json").exists():
+                begin = 0 if stage.branch_from is None else trunk.recipe().stages[stage.branch_from].steps
+                total += trunk.flops(stage.steps - begin)
+    return int(total / 1e6)
+
+
+def _result(workdir: Path, trunk: Trunk, steps: int) -> dict[str, Any] | None:
+    path = workdir / trunk.name / f"at_{steps}" / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _row(sweep: Sweep, workdir: Path, trunk: Trunk, steps: int) -> dict[str, Any] | None:
+    """One finished horizon under every counting convention, or None; no clock times, so that reruns give equal rows."""
+    result = _result(workdir, trunk, steps)
+    if result is None:
+        return None
+    run, model = trunk.experiment, trunk.experiment.model
+    tokens = steps * trunk.batch_tokens
+    counted = every_count(model, trunk.row_tokens, tokens)
+    loss = float(result["evaluation"]["nats_per_token"])  # "nan" as text, where JSON has no number
+    text = to_text(trunk.recipe().stages[f"at_{steps}"]) + result["data_fingerprint"] + __version__
+    return {
+        "schema": SCHEMA,
+        "sweep": sweep.name,
+        "run": f"{trunk.name}@{steps}",
+        "key": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "trunk": trunk.name,
+        "status": "done" if math.isfinite(loss) else "diverged",
+        "n_params": counted["params_matmul"],
+        "n_tokens": tokens,
+        "flops": counted["flops_exact"],
+        "loss": loss if math.isfinite(loss) else None,
+        "bits_per_byte": result["evaluation"]["bits_per_byte"] if math.isfinite(loss) else None,
+        "budget": trunk.budgets[trunk.horizons.index(steps)],
+        "steps": steps,
+        "batch_tokens": trunk.batch_tokens,
+        "peak_lr": run.optimizer.peak_lr,
+        "seed": run.seed,
+        "layers": model.layers,
+        "width": model.width,
+        "heads": model.heads,
+        "mup_base_width": model.mup_base_width,
+        "tokenizer": result["data_fingerprint"].rpartition("-")[2],
+        "data": result["data_fingerprint"],
+        "unique_tokens": min(tokens, result["evaluation"]["packing_rows"] * trunk.row_tokens),
+        "gptjax": __version__,
+    } | counted
+
+
+def _held_out(file: str, sweep: Sweep, workdir: Path) -> dict[str, Any]:
+    """Predict the held-out run, write that down, train it, compare.
+
+    The prediction is read back where it exists: what was said before a run is not said again after it.
+    """
+    path = workdir / "prediction.json"
+    fitted = fit(read_runs(workdir / "runs.jsonl"), FitConfig(draws=1000))
+    if not path.exists():
+        budget = sweep.held_out[0].budgets[0]
+        n, _ = fitted.law.optimum(budget, fitted.runs.flops_per_parameter_token)
+        sizes = [every_count(t.experiment.model, t.row_tokens, 1)["params_matmul"] for t in sweep.held_out]
+        nearest = min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i] / n)))
+        trunk = sweep.held_out[nearest]
+        steps = trunk.horizons[-1]
+        said = predict(fitted, sizes[nearest], steps * trunk.batch_tokens, trunk.flops(steps))
+        said |= {"trunk": trunk.name, "optimal_n_params": float(n), "law": fitted.law.asdict()}
+        said["table_sha256"] = hashlib.sha256((workdir / "runs.jsonl").read_bytes()).hexdigest()
+        write_atomically(path, json.dumps(said, indent=1))
+        note(f"prediction written to {path} before the held-out run: loss {said['loss']:.4f}")
+    said = json.loads(path.read_text(encoding="utf-8"))
+    trunk = sweep.trunk(said["trunk"])
+    _train(file, (trunk,), workdir, 1)
+    row = _row(sweep, workdir, trunk, trunk.horizons[-1])
+    assert row is not None
+    write_atomically(workdir / "held_out.jsonl", json.dumps(row) + "\n")
+    seen = compared(fitted, read_runs(workdir / "held_out.jsonl")).asdict()
+    low, high = said["interval_95"]
+    seen |= {"predicted": said["loss"], "error": said["loss"] / seen["loss"] - 1, "interval": [low, high]}
+    seen |= {"inside": low <= seen["loss"] <= high}
+    write_atomically(workdir / "validation.json", json.dumps(seen, indent=1))
+    return {"held_out": seen}
+
+
+def _print_plan(sweep: Sweep, as_json: bool) -> None:
+    rows = [
+        [trunk.name, every_count(trunk.experiment.model, trunk.row_tokens, 1)["params_matmul"], trunk.batch_tokens,
+         ", ".join(map(str, trunk.horizons)), trunk.own_flops()]
+        for trunk in (*sweep.trunks, *sweep.held_out)
+    ]  # fmt: skip
+    total = sum(trunk.own_flops() for trunk in sweep.trunks)
+    if as_json:
+        names = ("trunk", "n_params", "batch_tokens", "steps", "flops")
+        print(json.dumps({"flops": total, "trunks": [dict(zip(names, row, strict=True)) for row in rows]}))
+        return
+    table(f"{sweep.name}: {total:.3g} FLOPs", ("trunk", "parameters", "batch (tokens)", "steps", "FLOPs"), rows)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    names = ("run", "n_params", "n_tokens", "flops", "loss", "status")
+    table("runs", names, [[row[name] for name in names] for row in rows])

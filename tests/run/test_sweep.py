@@ -1,0 +1,166 @@
+"""Sweeps: horizons and budgets by hand, rows from results alone, and what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptjax.model.config import ModelConfig
+from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.run import sweep as sweeping
+from gptjax.run.experiment import Experiment
+from gptjax.run.sweep_grid import Sweep, Trunk, isoflop, rate_by_batch, size_by_tokens
+from gptjax.run.tasks.lm import LmTask
+from gptjax.scaling.accounting import flops_per_token
+
+ROOT = Path(__file__).parents[2]
+MODEL = ModelConfig(vocab_size=256, layers=1, width=16, heads=1, max_length=32, activation="relu2", tied=False)
+
+
+def template(model, batch_tokens):
+    optimizer = OptimizerConfig(peak_lr=1e-2, schedule="wsd", final_fraction=0.0, warmup_steps=50)
+    return Experiment(
+        task=LmTask(byte_tokens=True, row_tokens=32, samples=0), model=model, optimizer=optimizer, steps=1,
+        batch_size=batch_tokens // 32,
+    )  # fmt: skip
+
+
+def trunk(*horizons, **changes):
+    return Trunk(name="t", experiment=template(MODEL, 64), horizons=horizons, budgets=(1.0,) * len(horizons), **changes)
+
+
+def test_stages_go_on_from_the_segment_before():
+    # decays are a fifth: horizons 100 and 200 branch off at 80 and 160; the last branch is the trunk's own end
+    stages = trunk(100, 200).recipe().stages
+    assert {name: (stage.steps, stage.branch_from) for name, stage in stages.items()} == {
+        "trunk_80": (80, None),
+        "at_100": (100, "trunk_80"),
+        "at_200": (200, "trunk_80"),
+    }
+    assert [stage.optimizer.schedule for stage in stages.values()] == ["constant", "wsd", "wsd"]
+
+
+def test_a_trunk_costs_its_length_and_the_extra_decays():
+    # 200 steps and 20 more for the first decay, 64 tokens each
+    assert trunk(100, 200).own_flops() == pytest.approx(220 * 64 * flops_per_token(MODEL, 32))
+
+
+def test_an_isoflop_grid_spends_the_budgets():
+    per_token = flops_per_token(MODEL, 32)
+    budgets = {per_token * 64 * 100: ("small",), per_token * 64 * 300: ("small",), 1.0: ("other",)}
+    (found,) = isoflop({"small": MODEL}, budgets, template, row_tokens=32, batch_tokens=lambda tokens: 64)
+    assert found.horizons == (100, 300)
+    assert found.experiment.steps == 300
+    assert found.experiment.optimizer.warmup_steps == 10  # a tenth of the first horizon
+    seeds = isoflop(
+        {"s": MODEL}, {per_token * 6400: ("s",)}, template, row_tokens=32, batch_tokens=lambda t: 64, seeds=(0, 1)
+    )
+    assert [(t.name, t.experiment.seed) for t in seeds] == [("s", 0), ("s_seed1", 1)]
+
+
+def test_the_other_grids_are_products():
+    (found,) = size_by_tokens({"a": MODEL}, [64_000, 6_400], template, row_tokens=32, batch_tokens=64)
+    assert found.horizons == (100, 1000)
+    rates = rate_by_batch({"a": MODEL}, [0.1, 0.2], [64, 128], template, tokens=64_000, row_tokens=32)
+    assert {(t.experiment.optimizer.peak_lr, t.batch_tokens, t.horizons) for t in rates} == {
+        (rate, batch, (64_000 // batch,)) for rate in (0.1, 0.2) for batch in (64, 128)
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: trunk(200, 100), "must rise"),
+        (lambda: trunk(200, 200), "must rise"),
+        (lambda: trunk(50), "warm-up takes 50 steps"),
+        (lambda: Sweep(name="s", trunks=(trunk(100), trunk(200))), "called alike: t"),
+        (lambda: Sweep(name="s", trunks=()), "has no trunks"),
+        (lambda: Sweep(name="s", trunks=(trunk(100),)).trunk("u"), "has no trunk 'u'"),
+        (lambda: sweeping._share((trunk(100),), "2/2"), "--shard '2/2'"),
+    ],
+)
+def test_an_impossible_sweep_is_refused(make, words):
+    with pytest.raises(ValueError, match=r".") as caught:
+        make()
+    assert words in str(caught.value)
+
+
+def leave(workdir, name, steps, loss):
+    folder = workdir / name / f"at_{steps}"
+    folder.mkdir(parents=True)
+    evaluation = {"nats_per_token": loss, "bits_per_byte": 1.0, "packing_rows": 10}
+    (folder / "result.json").write_text(json.dumps({"evaluation": evaluation, "data_fingerprint": "data-tok"}))
+
+
+def test_rows_are_a_function_of_the_results(tmp_path):
+    sweep = Sweep(name="s", trunks=(trunk(100, 200),))
+    leave(tmp_path, "t", 100, 2.5)
+    (row,) = sweeping.write_rows(sweep, tmp_path)
+    text = (tmp_path / "runs.jsonl").read_bytes()
+    sweeping.write_rows(sweep, tmp_path)
+    assert (tmp_path / "runs.jsonl").read_bytes() == text
+    assert (row["run"], row["status"], row["n_tokens"], row["unique_tokens"]) == ("t@100", "done", 6400, 320)
+    assert row["n_params"] == row["params_matmul"] == MODEL.matmul_parameters()
+    assert row["flops"] == row["flops_exact"] == pytest.approx(6400 * flops_per_token(MODEL, 32))
+    assert row["flops_6n_matmul"] == 6 * row["n_params"] * 6400
+    leave(tmp_path, "t", 200, float("nan"))
+    rows = sweeping.write_rows(sweep, tmp_path)
+    assert (rows[1]["status"], rows[1]["loss"]) == ("diverged", None)
+    assert rows[0] == row
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds no sweep"):
+        sweeping._claim(Sweep(name="s", trunks=(trunk(100),)), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sweep", "full", "ci", "large_batch"])
+def test_the_sweeps_of_the_experiments_can_be_made(name):
+    made = sweeping.load_sweep(f"{ROOT / 'experiments' / 'isoflop_mini.py'}:{name}")
+    total = sum(t.own_flops() for t in made.trunks)
+    assert total < {"sweep": 1.1e13, "full": 1.6e14, "ci": 2e11, "large_batch": 2e13}[name]
+    assert all(t.experiment.task.row_tokens == 128 for t in made.trunks)
+
+
+TINY = """
+from gptjax.model.config import ModelConfig
+from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.run.experiment import Experiment
+from gptjax.run.sweep_grid import Sweep, Trunk
+from gptjax.run.tasks.lm import LmTask
+from pathlib import Path
+
+MODEL = ModelConfig(vocab_size=256, layers=1, width=16, heads=1, max_length=32, activation="relu2", tied=False)
+
+def sweep(horizons=(20, 40)):
+    optimizer = OptimizerConfig(peak_lr=1e-2, schedule="wsd", final_fraction=0.0, warmup_steps=4)
+    task = LmTask(corpus=Path(__file__).with_name("corpus.txt"), byte_tokens=True, row_tokens=32, samples=0)
+    run = Experiment(task=task, model=MODEL, optimizer=optimizer, steps=1, batch_size=2)
+    trunk = Trunk(name="t", experiment=run, horizons=horizons, budgets=(1.0,) * len(horizons))
+    return Sweep(name="tiny", trunks=(trunk,))
+
+def alone():
+    return sweep((40,))
+"""
+
+
+@pytest.mark.slow
+def test_a_branch_is_the_run_from_scratch_and_a_second_call_does_nothing(tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "corpus.txt").write_text("".join(f"line {i} of a text about {i * i}\n" for i in range(4000)))
+
+    def sweep(name, workdir):
+        command = [sys.executable, "-m", "gptjax", "scale", "sweep", f"tiny.py:{name}", "--workdir", workdir, "--json"]
+        environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+        return (tmp_path / workdir / "runs.jsonl").read_text()
+
+    branched = sweep("sweep", "a")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "t").rglob("*") if path.is_file()}
+    assert sweep("sweep", "a") == branched
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    losses = [json.loads(line)["loss"] for line in (branched + sweep("alone", "b")).splitlines()]
+    assert losses[1] == losses[2]  # bit for bit

@@ -1,0 +1,24 @@
+"""Runs of a known law on isoFLOP grids."""
+
+import numpy as np
+
+from gptjax.scaling.law import Law
+from gptjax.scaling.runs import runs_of
+
+LAW = Law(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)  # the published one, rounded
+
+
+def grid(law=LAW, *, budgets=6, sizes=7, spread=4.0, noise=0.0, seed=0, first=1e18, factor=4.0, shift=1.0):
+    """Runs at `budgets` budgets, each with `sizes` sizes within a factor `spread` of `shift` times the optimum."""
+    rng = np.random.default_rng(seed)
+    c = np.repeat(first * factor ** np.arange(budgets), sizes)
+    n = shift * law.optimum(c)[0] * np.tile(np.geomspace(1 / spread, spread, sizes), budgets)
+    d = c / (6 * n)
+    return runs_of(n, d, law.loss(n, d) * np.exp(noise * rng.normal(size=len(n))))
+
+
+def scattered(law=LAW, m=245, *, noise=0.0, seed=0):
+    """`m` runs at random sizes and token counts."""
+    rng = np.random.default_rng(seed)
+    n, d = 10 ** rng.uniform(7.6, 10.2, m), 10 ** rng.uniform(9.5, 11.7, m)
+    return runs_of(n, d, law.loss(n, d) * np.exp(noise * rng.normal(size=m)))
