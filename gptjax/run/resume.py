@@ -16,7 +16,7 @@ from gptjax.types import TrainState
 def restored(
     task: Task, experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog | NoLog, trunk: Path | None
 ) -> tuple[TrainState, dict[str, Any]]:
-    """This run's newest good checkpoint, else its trunk's, else another run's weights, else fresh ones; and the counts."""
+    """This run's newest good checkpoint, else its trunk's, else another run's weights or fresh ones; and the counts."""
     state = jax.jit(task.init)(jax.random.key(experiment.seed))
     found = checkpoints.restore(abstract(state))
     if found is None and trunk is not None:
