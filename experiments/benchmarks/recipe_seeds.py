@@ -29,7 +29,7 @@ def main() -> None:
     for seed in args.seeds:
         _gptjax(RECIPE, "--workdir", args.folder / f"seed{seed}", "--seed", seed)
     sft, control = args.folder.resolve() / f"seed{args.seeds[0]}" / "sft", args.folder.resolve() / "control"
-    permuted = ["--task.start_from", sft, "--task.permute_labels", "True", "--seed", args.seeds[0]]
+    permuted = ["--task.start_from", sft, "--task.permute-labels", "--seed", args.seeds[0]]
     _gptjax(f"{RECIPE}:reward", "--workdir", control / "reward", *permuted)
     models = ["--task.policy_from", sft, "--task.reward_from", control / "reward" / "run", "--seed", args.seeds[0]]
     _gptjax(f"{RECIPE}:ppo", "--workdir", control / "ppo", *models)
