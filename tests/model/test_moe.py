@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptjax import dims
 from gptjax.generate.engine import prefilled
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model
@@ -68,11 +69,13 @@ def test_a_cache_gives_the_hidden_states_of_whole_rows_on_a_mesh_of_experts():
         def stepped(prompts, last_B1):
             held = model.gather(params)
             cache, first_BTD, segments_BS = prefilled(model, held, {}, prompts, slots=5)
-            segments_BS = segments_BS.at[:, 4].set(1)
+            one_B1 = jnp.ones_like(prompts.lengths_B)[:, None]
+            segments_BS = jax.lax.dynamic_update_slice_in_dim(segments_BS, one_B1, 4, axis=1)
             _, next_BTD = model.decode(held, {}, cache, last_B1, segments_BS, prompts.lengths_B[:, None], jnp.int32(4))
             return first_BTD, next_BTD
 
-        first, following = stepped(prompts, rows[0][:, 4:])
+        last_B1 = jax.sharding.reshard(jnp.asarray(tokens[:, 4:], jnp.int32), dims.act_spec("BT", decoding=True))
+        first, following, whole = map(np.asarray, (*stepped(prompts, last_B1), whole))
     np.testing.assert_allclose(first[:, 0], whole[:, 3], atol=1e-5)
     np.testing.assert_allclose(following[:, 0], whole[:, 4], atol=1e-5)
 
