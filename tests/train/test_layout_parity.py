@@ -227,6 +227,7 @@ TASKS = {
     "rloo sampled": grpo_task(RlooLoss(), sampled=True),
     "lm llama": lm_task("lm", lm_step),
     "lm gpt": lm_task("lm", lm_step, positions="learned", norm="layer", activation="gelu", bias=True, tied=False),
+    "lm spread": lm_task("lm", lm_step, spread_norms=True, remat="attention", window=5, soft_cap=2.0),
     "mlm": lm_task("mlm", mlm_step),
     "sft dropout": lm_task("sft", sft_step, dropout=0.1),
     "reward": reward_task(reward_batch, gap_margins=(0.1, 0.3), label_smoothing=0.1, center=0.01),
@@ -240,6 +241,7 @@ TASKS = {
 MIXED, SPREAD = "fsdp 2 context 2 tensor 2", "data 2 expert 2 context 2"  # together they use every axis
 QUICK = (
     "lm llama",
+    "lm spread",
     "sft dropout",
     "reward",
     "ppo",
