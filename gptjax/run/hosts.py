@@ -115,7 +115,7 @@ def first_says(found: bool) -> bool:
     return found if jax.process_count() == 1 else bool(_from_first("yes" if found else ""))
 
 
-def of_first(values: np.ndarray) -> np.ndarray:
+def from_first(values: np.ndarray) -> np.ndarray:
     """What the first process has in the place of what each one found; of one shape everywhere."""
     return values if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(values))
 

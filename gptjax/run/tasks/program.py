@@ -24,7 +24,7 @@ from gptjax.data.loader import row_indices
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer, answers_in
 from gptjax.generate.engine import SamplingConfig
-from gptjax.run.hosts import of_first
+from gptjax.run.hosts import from_first
 from gptjax.run.mesh import fetch
 from gptjax.run.modules import functions_of, module_at
 from gptjax.run.task import Setup
@@ -131,7 +131,7 @@ def answering(
         found = answers_in(tokens_BR, mask_BR, tokenizer.decode, tokenizer.end_id)
         rows_B = row_indices(len(records), position * setup.batch_size, setup.batch_size, setup.seed)
         asked = [records[row] for row in np.repeat(rows_B, group_size)]
-        scores_B = of_first(program_figures(reward, asked, found)["reward"].astype(np.float32))
+        scores_B = from_first(program_figures(reward, asked, found)["reward"].astype(np.float32))
         layout = NamedSharding(setup.mesh, dims.act_spec("B"))
         placed_B = jax.make_array_from_callback(scores_B.shape, layout, scores_B.__getitem__)
         return replace(prompts, drawn=replace(drawn, scores_B=placed_B))
