@@ -30,10 +30,10 @@ def lm() -> Experiment:
         task=LmTask(include_source=False, row_tokens=128, loss_chunks=4),
         model=MODEL,
         optimizer=OptimizerConfig(name="muon", peak_lr=1.2e-2, warmup_steps=30, final_fraction=0.05, weight_decay=0.1),
-        steps=560,
+        steps=512,
         batch_size=16,
-        evaluate_every=140,
-        save_every=140,
+        evaluate_every=128,
+        save_every=128,
     )
 
 
@@ -51,13 +51,13 @@ def sft() -> Experiment:
 
 def reward() -> Experiment:
     return Experiment(
-        task=RewardTask(train_prompts=2304, prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS, labeler=LABELER),
+        task=RewardTask(train_prompts=3072, prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS, labeler=LABELER),
         model=MODEL,
         optimizer=OptimizerConfig(name="muon", peak_lr=5e-3, warmup_steps=10),
-        steps=144,
+        steps=176,
         batch_size=16,
-        evaluate_every=48,
-        save_every=48,
+        evaluate_every=44,
+        save_every=44,
     )
 
 

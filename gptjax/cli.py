@@ -123,12 +123,15 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
         raise ValueError(f"--devices must be at least 1, got {args.devices}")
     start_jax(args.devices, HostsConfig(**{name: getattr(args, f"hosts.{name}") for name in _HOSTS}))
     recipe = load_recipe(args.file, overrides)
+    from gptjax.run.criteria import criteria_sentences
     from gptjax.run.driver import run
 
     report = run(recipe, args.workdir or Path("runs") / recipe.name)
     if not is_first():
         return
     print(f"report: {report}")
+    for sentence in criteria_sentences(report.parent, list(recipe.stages)):
+        print(sentence)
     if {"sft", "ppo", "dpo", "grpo", "rejection"} & set(recipe.stages):
         print(f"talk to it: gptjax chat {report.parent}")
 

@@ -87,6 +87,23 @@ class RatingBatch:
 
 @_pytree
 @dataclass(frozen=True, kw_only=True)
+class PackedCandidates:
+    """What a reward step takes: all candidates of a RewardBatch or RatingBatch, several to a row.
+
+    tokens_BT, segments_BT, positions_BT: as in LmBatch, with one segment per candidate; B counts rows.
+    last_BC: i32, place of each candidate's last token, row x T + column; 0 = no such candidate; B counts prompts.
+    judged: the batch itself, without its tokens.
+    """
+
+    tokens_BT: Any
+    segments_BT: Any
+    positions_BT: Any
+    last_BC: Any
+    judged: RewardBatch | RatingBatch
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
 class PreferenceBatch:
     """Pairs (C = 2) of responses to one prompt, the chosen one first, with what the reference thinks of them.
 
@@ -105,14 +122,32 @@ class PreferenceBatch:
 
 @_pytree
 @dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Responses before a rollout is made of them, one to each prompt (GRPO: one to each sample of a group, in order).
+
+    tokens_BR: i32.  mask_BR: bool, true up to and including the end-of-turn token.
+    logp_sampler_BR: f32 (nats), as the sampler had them while it drew.
+    scores_B: f32, what a program says of them, or None where a reward model is to be asked.
+    """
+
+    tokens_BR: Any
+    mask_BR: Any
+    logp_sampler_BR: Any
+    scores_B: Any = None
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
 class PromptBatch:
     """Prompts to answer, padded on the left so that every response begins in the same column.
 
     tokens_BP: i32.  lengths_B: i32, real tokens, the last `lengths_B[b]` columns.
+    drawn: the answers, where they were given and scored on the host, or None.
     """
 
     tokens_BP: Any
     lengths_B: Any
+    drawn: Drawn | None = None
 
 
 @_pytree
@@ -187,10 +222,14 @@ class GroupRollout:
 @_pytree
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Keys and values of the positions seen so far, float[L, B, S, K, H] each."""
+    """Keys and values of the positions seen so far: for each layer one array float[B, K, S, H].
 
-    k_LBSKH: Any
-    v_LBSKH: Any
+    One array of all layers would be copied layer by layer at every token, and with S before K each product would
+    transpose what it reads.
+    """
+
+    k_BKSH: Any
+    v_BKSH: Any
 
 
 @dataclass(frozen=True, kw_only=True)

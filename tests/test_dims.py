@@ -35,7 +35,7 @@ def test_parameters_are_stored_over_fsdp_and_used_gathered(letters, stored, used
     [
         ("BTNH", P(ROWS, "context", "tensor", None)),
         ("BTV", P(ROWS, "context", "tensor")),
-        ("LBSKH", P(None, ROWS, None, "tensor", None)),
+        ("LBKSH", P(None, ROWS, "tensor", None, None)),
         ("BCT", P(ROWS, None, "context")),
         ("BR", P(ROWS, None)),
         ("", P()),

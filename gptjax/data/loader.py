@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -120,8 +121,16 @@ def evaluation_batches(rows: Rows, batch_size: int, share: Share = EVERYTHING) -
 
 
 def own_rows(batch: Rows, share: Share) -> Rows:
-    """This host's rows of a batch that is at hand whole."""
-    return batch if share == EVERYTHING else _taken(batch, share.rows(n_rows(batch)))
+    """This host's part of every array of a batch that is at hand whole.
+
+    Args:
+        batch: any batch dataclass of NumPy arrays, nested or not; the share's pieces divide their leading dimensions.
+        share: what this host puts of the batch.
+
+    Raises:
+        ValueError: sizes do not divide, or a piece lies outside its range.
+    """
+    return batch if share == EVERYTHING else _mapped(lambda values: values[share.rows(len(values))], batch)
 
 
 def _taken(rows: Rows, index: np.ndarray) -> Rows:
@@ -138,4 +147,7 @@ def _filled(rows: Rows, real: np.ndarray) -> Rows:
 
 
 def _mapped(change: Callable[[np.ndarray], np.ndarray], rows: Rows) -> Rows:
-    return type(rows)(**{name: None if values is None else change(values) for name, values in vars(rows).items()})
+    def changed(values: Any) -> Any:
+        return None if values is None else _mapped(change, values) if is_dataclass(values) else change(values)
+
+    return type(rows)(**{name: changed(values) for name, values in vars(rows).items()})

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,15 +23,15 @@ class PromptReport:
     kept: tuple[int, ...]
 
 
-def read_prompts(path: str | os.PathLike[str]) -> Iterator[list[Message]]:
-    """Prompts of a JSON-lines file, one `{"messages": [...]}` per line; other fields are ignored.
+def read_prompts(path: str | os.PathLike[str]) -> Iterator[tuple[list[Message], dict[str, Any]]]:
+    """(messages, whole object) of each line of a JSON-lines file of `{"messages": [...]}`.
 
     Raises:
         ValueError: `path:line: ...` for a bad line or a prompt that ends with the assistant's own words.
     """
-    for where, messages, _ in read_messages(path):
+    for where, messages, record in read_messages(path):
         check_prompt(messages, where)
-        yield messages
+        yield messages, record
 
 
 def check_prompt(messages: Sequence[Message], where: str) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import reshard
+from jax.sharding import PartitionSpec, reshard
 
 from gptjax import dims
 from gptjax.nn.sampling import sample, token_log_probability
@@ -79,6 +79,7 @@ def generate(
     *,
     sampling: SamplingConfig,
     end_id: int,
+    index_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sample a response to each prompt; stops early once every row has ended.
 
@@ -90,12 +91,16 @@ def generate(
         key: PRNG key; token r of every row is drawn from fold_in(key, r).
         sampling: temperature, truncation, longest response.
         end_id: the token that ends a response.
+        index_B: i32[B], the prompt that each response answers; None: each one once. A prompt is prefilled once, however
+            many answers it gets.
 
     Returns:
         (tokens_BR, mask_BR): i32 and bool, [B, max_new_tokens]; the mask is true up to and including `end_id`, all true
         for a response that did not end; tokens are 0 where it is false.
     """
-    tokens_BR, mask_BR, _ = _generated(model, params, frozen, prompts, key, sampling, end_id, keep_logp=False)
+    tokens_BR, mask_BR, _ = _generated(
+        model, params, frozen, prompts, key, sampling, end_id, keep_logp=False, index_B=index_B
+    )
     return tokens_BR, mask_BR
 
 
@@ -134,10 +139,14 @@ def _generated(
     end_id: int,
     *,
     keep_logp: bool,
+    index_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     columns, longest = prompts.tokens_BP.shape[1], sampling.max_new_tokens
     params = model.gather(params)
     cache, h_BTD, segments_BS = prefilled(model, params, frozen, prompts, slots=columns + longest)
+    lengths_B = prompts.lengths_B
+    if index_B is not None:
+        cache, h_BTD, segments_BS, lengths_B = _taken(index_B, cache, h_BTD, segments_BS, lengths_B)
 
     def unfinished(carry):
         r, _, _, alive_B, *_ = carry
@@ -155,11 +164,11 @@ def _generated(
             logp_BR = jax.lax.dynamic_update_slice_in_dim(logp_BR, logp_B[:, None], r, axis=1)
         slot = columns + r
         segments_BS = jax.lax.dynamic_update_slice_in_dim(segments_BS, alive_B[:, None].astype(jnp.int32), slot, axis=1)
-        position_BT = (prompts.lengths_B + r)[:, None]
+        position_BT = (lengths_B + r)[:, None]
         cache, h_BTD = model.decode(params, frozen, cache, token_B[:, None], segments_BS, position_BT, slot)
         return r + 1, cache, h_BTD, alive_B & (token_B != end_id), tokens_BR, mask_BR, logp_BR, segments_BS
 
-    batch = prompts.tokens_BP.shape[0]
+    batch = lengths_B.shape[0]
     row_spec, column_spec = dims.act_spec("B"), dims.act_spec("BS")
     logits = jax.eval_shape(lambda: next_logits(model, params, frozen, h_BTD))
     start = (
@@ -174,3 +183,15 @@ def _generated(
     )
     _, _, _, _, tokens_BR, mask_BR, logp_BR, _ = jax.lax.while_loop(unfinished, body, start)
     return tokens_BR, mask_BR, logp_BR
+
+
+def _taken(
+    index_B: jax.Array, cache: Cache, h_BTD: jax.Array, segments_BS: jax.Array, lengths_B: jax.Array
+) -> tuple[Cache, jax.Array, jax.Array, jax.Array]:
+    """What was prefilled for each prompt, once for each response; a response's prompt may be on another device."""
+
+    def rows(x: jax.Array) -> jax.Array:
+        spec = jax.typeof(x).sharding.spec
+        return reshard(x, PartitionSpec(None, *spec[1:])).at[index_B].get(out_sharding=spec)
+
+    return jax.tree.map(rows, (cache, h_BTD, segments_BS, lengths_B))

@@ -12,7 +12,6 @@ from gptjax.model.config import ModelConfig
 from gptjax.nn.attention import attention
 from gptjax.nn.norm import layer_norm, rms_norm
 from gptjax.nn.rope import rotate
-from gptjax.types import Cache
 
 Role = Literal["matrix", "bias", "norm", "embedding"]
 
@@ -147,24 +146,20 @@ class Block(nnx.Module):
     def decode(
         self,
         h_BTD: jax.Array,
-        cache: Cache,
-        layer: jax.Array,
+        k_BKSH: jax.Array,
+        v_BKSH: jax.Array,
         segments_BS: jax.Array,
         positions_BT: jax.Array,
         index: jax.Array,
-    ) -> tuple[jax.Array, Cache]:
-        """One position (T = 1) against the cache, whose slot `index` of this layer it fills in place."""
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """One position (T = 1) against this layer's keys and values, whose slot `index` it fills in place."""
         q_BTNH, k_BTKH, v_BTKH = self.attention.qkv(self.attention_norm(h_BTD), positions_BT, decoding=True)
-        zero = jnp.zeros((), index.dtype)
-        slot = (layer.astype(index.dtype), zero, index, zero, zero)
-        cache = Cache(
-            k_LBSKH=jax.lax.dynamic_update_slice(cache.k_LBSKH, k_BTKH[None], slot),
-            v_LBSKH=jax.lax.dynamic_update_slice(cache.v_LBSKH, v_BTKH[None], slot),
+        k_BKSH, v_BKSH = (
+            jax.lax.dynamic_update_slice_in_dim(seen_BKSH, jnp.swapaxes(new_BTKH, 1, 2), index, axis=2)
+            for seen_BKSH, new_BTKH in ((k_BKSH, k_BTKH), (v_BKSH, v_BTKH))
         )
         here_BT = jax.lax.dynamic_slice_in_dim(segments_BS, index, 1, axis=1)
-        k_BSKH, v_BSKH = (
-            jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (cache.k_LBSKH, cache.v_LBSKH)
-        )
+        k_BSKH, v_BSKH = jnp.swapaxes(k_BKSH, 1, 2), jnp.swapaxes(v_BKSH, 1, 2)
         o_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, here_BT, segments_BS, causal=True, q_offset=index, decoding=True)
         h_BTD += self.attention.project(o_BTNH, decoding=True)
-        return h_BTD + self.mlp(self.mlp_norm(h_BTD), decoding=True), cache
+        return h_BTD + self.mlp(self.mlp_norm(h_BTD), decoding=True), k_BKSH, v_BKSH

@@ -53,13 +53,13 @@ class Transformer(nnx.Module):
         """Hidden states of the prompt, and a cache with room for `slots` positions whose first T are filled."""
         h_BTD, kept = self._blocks(tokens_BT, segments_BT, positions_BT, True, None, keep_cache=True)
         assert kept is not None
-        k_LBTKH, v_LBTKH = kept
-        room = [(0, 0), (0, 0), (0, slots - tokens_BT.shape[1]), (0, 0), (0, 0)]
-        spec = dims.act_spec("LBSKH")
-        cache = Cache(
-            k_LBSKH=jnp.pad(reshard(k_LBTKH, spec), room),
-            v_LBSKH=jnp.pad(reshard(v_LBTKH, spec), room),
-        )
+        room = [(0, 0), (0, 0), (0, slots - tokens_BT.shape[1]), (0, 0)]
+
+        def by_layer(x_LBTKH: jax.Array) -> tuple[jax.Array, ...]:
+            seen_LBKSH = jnp.swapaxes(reshard(x_LBTKH, dims.act_spec("LBSKH")), 2, 3)
+            return tuple(jnp.pad(seen_LBKSH[layer], room) for layer in range(self.config.layers))
+
+        cache = Cache(k_BKSH=by_layer(kept[0]), v_BKSH=by_layer(kept[1]))
         return cache, h_BTD
 
     def decode(
@@ -73,17 +73,15 @@ class Transformer(nnx.Module):
         """One more token for each row: hidden states f[B, 1, D] and the cache with slot `index` filled."""
         graph, blocks = nnx.split(self.blocks)
 
-        def body(carry, layer):
-            h_BTD, cache = carry
-            params, number = layer
-            return nnx.merge(graph, params).decode(h_BTD, cache, number, segments_BS, positions_BT, index), None
-
         token_BT, positions_BT = (reshard(x, dims.act_spec("BT", decoding=True)) for x in (token_BT, positions_BT))
         h_BTD = self.embed(token_BT, positions_BT, decoding=True)
-        (h_BTD, cache), _ = jax.lax.scan(
-            body, (h_BTD, cache), (blocks, jnp.arange(self.config.layers)), unroll=self.config.unroll
-        )
-        return cache, self.final_norm(h_BTD)
+        seen = []
+        for layer, (k_BKSH, v_BKSH) in enumerate(zip(cache.k_BKSH, cache.v_BKSH, strict=True)):
+            block = nnx.merge(graph, jax.tree.map(lambda x, layer=layer: x[layer], blocks))
+            h_BTD, *kept = block.decode(h_BTD, k_BKSH, v_BKSH, segments_BS, positions_BT, index)
+            seen.append(kept)
+        k_BKSH, v_BKSH = zip(*seen, strict=True)
+        return Cache(k_BKSH=k_BKSH, v_BKSH=v_BKSH), self.final_norm(h_BTD)
 
     def unembed(self, h_BTD: jax.Array, *, decoding: bool = False) -> jax.Array:
         table = self.embedding_VD if self.unembedding_VD is None else self.unembedding_VD

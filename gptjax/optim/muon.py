@@ -37,14 +37,14 @@ def scale_by_muon(letters: Params, *, momentum: float = 0.95, steps: int = 5) ->
 def orthogonalised(x_LAB: jax.Array, steps: int) -> jax.Array:
     """Each matrix with its singular values pushed near 1 (between about 0.7 and 1.2)."""
     a, b, c = _COEFFICIENTS
-    wide = x_LAB.shape[1] > x_LAB.shape[2]
-    x_LAB = jnp.swapaxes(x_LAB, 1, 2) if wide else x_LAB
+    tall = x_LAB.shape[1] > x_LAB.shape[2]
+    x_LAB = jnp.swapaxes(x_LAB, 1, 2) if tall else x_LAB  # the products below are of the shorter side, squared
     x_LAB = x_LAB / (jnp.sqrt(jnp.sum(jnp.square(x_LAB), axis=(1, 2), keepdims=True)) + 1e-7)
     for _ in range(steps):
         gram_LAA = jnp.einsum("LAB,LCB->LAC", x_LAB, x_LAB)
         polynomial_LAA = b * gram_LAA + c * jnp.einsum("LAB,LBC->LAC", gram_LAA, gram_LAA)
         x_LAB = a * x_LAB + jnp.einsum("LAB,LBC->LAC", polynomial_LAA, x_LAB)
-    return jnp.swapaxes(x_LAB, 1, 2) if wide else x_LAB
+    return jnp.swapaxes(x_LAB, 1, 2) if tall else x_LAB
 
 
 def _orthogonalised_leaf(x: Any, letters: str, steps: int) -> Any:

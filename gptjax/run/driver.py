@@ -14,6 +14,7 @@ from gptjax.config import to_text
 from gptjax.optim.optimizer import learning_rate
 from gptjax.run.checkpoint import Checkpoints, abstract
 from gptjax.run.chips import peak_flops
+from gptjax.run.criteria import checked
 from gptjax.run.experiment import Experiment, Recipe, build_task, check_layout, task_kind
 from gptjax.run.hosts import check_same, check_shared, first_says, is_first, on_first
 from gptjax.run.mesh import bytes_per_device, make_mesh, put
@@ -87,7 +88,10 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
                 "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
                 "state_bytes_per_device": bytes_per_device((state.params, state.opt_state)),
             }
-            on_first(lambda: write_atomically(folder / "result.json", json.dumps(result | about, indent=1)))
+            result |= about
+            if experiment.criteria:
+                result["criteria"] = checked(experiment.criteria, result["evaluation"])
+            on_first(lambda: write_atomically(folder / "result.json", json.dumps(result, indent=1)))
         finally:
             log.close()
             checkpoints.close()
@@ -164,6 +168,8 @@ def _train(
                     batch = put(task.data(done // updates), mesh)
                 if collect is not None:
                     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), done // updates)
+                    if task.answered is not None:
+                        batch = task.answered(state, batch, key, done // updates)
                     batch = collect(state, task.frozen_models, batch, key)
             state, metrics = step(state, batch)
             done += 1

@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.run.criteria import Criterion
 from gptjax.run.mesh import MeshConfig, batch_rows
 from gptjax.run.task import Setup, Task
 from gptjax.run.tasks import dpo, grpo, lm, mlm, ppo, rejection, reward, sft
@@ -41,6 +42,7 @@ class Experiment:
     seed: of everything random.  evaluate_every: steps between held-out evaluations (None: at the end only).
     save_every: steps between checkpoints (PPO, GRPO: rounded up to whole rollouts).  keep: newest checkpoints kept.
     profile: first and last of the steps that are traced into the stage's folder `profile` (None: none).
+    criteria: what the finished stage must show; the report says whether it does.
     """
 
     task: LmTask | MlmTask | SftTask | RewardTask | PpoTask | DpoTask | GrpoTask | RejectionTask
@@ -54,6 +56,7 @@ class Experiment:
     save_every: int = 100
     keep: int = 2
     profile: tuple[int, int] | None = None
+    criteria: tuple[Criterion, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every", "keep"):
@@ -103,8 +106,8 @@ def check_layout(experiment: Experiment, mesh: Mesh) -> None:
     ]
     context = mesh.shape["context"]
     for name in ("row_tokens", "prompt_tokens", "answer_tokens"):
-        if hasattr(task, name):
-            spread.append((f"task.{name}", getattr(task, name), "context", context))
+        if (size := getattr(task, name, None)) is not None:
+            spread.append((f"task.{name}", size, "context", context))
     for name in ("ppo", "grpo"):
         if config := getattr(task, name, None):
             spread.append((f"task.{name}.response_tokens", config.response_tokens, "context", context))

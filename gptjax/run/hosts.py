@@ -115,6 +115,11 @@ def first_says(found: bool) -> bool:
     return found if jax.process_count() == 1 else bool(_from_first("yes" if found else ""))
 
 
+def from_first(numbers: np.ndarray) -> np.ndarray:
+    """The first process's numbers on all of them, for what each would find for itself but not alike."""
+    return numbers if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(numbers))
+
+
 def check_same(what: str, value: str) -> None:
     """Raise ValueError on every process if `value` is not the same on all of them."""
     if jax.process_count() == 1:

@@ -1,11 +1,11 @@
 """From a Python file and overrides to a Recipe."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from gptjax.config import override, split_stage_args
 from gptjax.run.experiment import Experiment, Recipe
+from gptjax.run.modules import functions_of, module_at
 
 
 def load_recipe(target: str, overrides: Sequence[str]) -> Recipe:
@@ -31,19 +31,11 @@ def load_recipe(target: str, overrides: Sequence[str]) -> Recipe:
 
 
 def _call(path: Path, name: str) -> Experiment | Recipe:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    module = module_at(path)
     names = [name] if name else ["recipe", "experiment"]
     function = next((getattr(module, n) for n in names if callable(getattr(module, n, None))), None)
     if function is None:
-        defined = sorted(n for n, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__)
-        raise ValueError(f"{path} defines no function {' or '.join(names)}; it has: {', '.join(defined) or 'none'}")
+        raise ValueError(f"{path} defines no function {' or '.join(names)}; it has: {functions_of(module)}")
     found = function()
     if not isinstance(found, Experiment | Recipe):
         raise ValueError(f"{path}:{names[0]}() returned {type(found).__name__}, not an Experiment or a Recipe")

@@ -30,6 +30,7 @@ class Stage(NamedTuple):
     evaluation: dict[str, Any]
     config: str
     missing: list[str]
+    criteria: list[dict[str, Any]]
 
 
 def write_report(workdir: Path) -> Path:
@@ -48,6 +49,7 @@ def write_report(workdir: Path) -> Path:
     recipe = _recipe(workdir / "recipe.json")
     stages = [_stage(workdir / name, name) for name in recipe["stages"]]
     parts = [_summary(recipe, stages), _stage_table(stages)]
+    parts += [_criteria_table(stages)] if any(stage.criteria for stage in stages) else []
     parts += [pieces.paragraph(_HOW_TO_READ)] if any(stage.rows for stage in stages) else []
     parts += [_section(stage) for stage in stages]
     configs = [pieces.folded(stage.name, stage.config) for stage in stages if stage.config]
@@ -88,7 +90,8 @@ def _stage(folder: Path, name: str) -> Stage:
         missing = [f"The folder {name} is absent: the stage has not begun"]
     evaluation = result.get("evaluation")
     evaluation = evaluation if isinstance(evaluation, dict) else {}
-    return Stage(name, str(result.get("task", name)), rows, result, evaluation, config, missing)
+    criteria = [entry for entry in result.get("criteria") or [] if isinstance(entry, dict)]
+    return Stage(name, str(result.get("task", name)), rows, result, evaluation, config, missing, criteria)
 
 
 def _json(path: Path) -> tuple[dict[str, Any], str]:
@@ -127,6 +130,19 @@ def _stage_table(stages: Sequence[Stage]) -> str:
         cells.append([stage.name, _outcome(stage), time, *counts])
     heads = ("stage", "result", "time", "updates", "tokens", "parameters")
     return pieces.table(heads, cells, numbers=(2, 3, 4, 5))
+
+
+def _criteria_table(stages: Sequence[Stage]) -> str:
+    """What the stages had to show, as their experiment says, and whether they did."""
+    rows = []
+    for stage in stages:
+        for entry in stage.criteria:
+            value = number(entry.get("value"))
+            shown = "absent" if value is None else f"{value:.4g}"
+            wanted = [str(entry.get(key, "-")) for key in ("figure", "bounds")]
+            rows.append([stage.name, *wanted, shown, "met" if entry.get("met") else "missed"])
+    heads = ("stage", "figure", "wanted", "found", "")
+    return pieces.heading("Criteria") + pieces.table(heads, rows, numbers=(3,))
 
 
 def _outcome(stage: Stage) -> str:

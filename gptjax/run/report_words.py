@@ -84,6 +84,8 @@ _DETAILS: dict[str, Forms] = {
         "proxy_ppo": "{:.3g} after",
         "end_rate_sft": "answers that end on their own: {:.1%} before",
         "end_rate_ppo": "{:.1%} after",
+        "bits_per_byte_sft": "held-out text: {:.3g} bits per byte before",
+        "bits_per_byte_ppo": "{:.3g} after",
     },
 }
 

@@ -42,6 +42,8 @@ class Task:
     start(state) -> state; puts another run's weights in place of random ones (identity: train from scratch).
     data(position) -> host batch, of which this process has its rows (`Setup.share`); a pure function of (seed,
     position).
+    answered(state, batch, key, position) -> batch with the policy's answers and a program's scores of them, made on the
+    host between two jitted calls; not pure if the program is not (None: `collect` does it all).
     collect(state, frozen_models, batch, key) -> what `step` takes; pure; the identity outside reinforcement learning.
     frozen_models: arrays that `collect` reads and nobody changes.
     step(state, batch) -> (state, metrics); pure.
@@ -56,6 +58,7 @@ class Task:
     init: Callable[[jax.Array], TrainState]
     start: Callable[[TrainState], TrainState] = lambda state: state
     data: Callable[[int], Any]
+    answered: Callable[[TrainState, Any, jax.Array, int], Any] | None = None
     collect: Callable[[TrainState, Any, Any, jax.Array], Any] | None = None
     frozen_models: Any = field(default_factory=dict)
     step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]

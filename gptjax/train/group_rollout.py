@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from gptjax import dims
-from gptjax.generate.engine import SamplingConfig, generate
+from gptjax.generate.engine import SamplingConfig
 from gptjax.losses.groups import group_advantages, leave_one_out_advantages
 from gptjax.losses.policy import kl_estimates
 from gptjax.train.grpo import GrpoConfig, RlooLoss
-from gptjax.train.normalise import normalised
 from gptjax.train.response import response_logp
-from gptjax.train.rollout import full_rows, last_score
+from gptjax.train.rollout import answer_scores, draw, full_rows
 from gptjax.types import GroupRollout, Model, PromptBatch, ScalarModel, TrainState
 
 
@@ -32,7 +31,8 @@ def collect_groups(
 
     Args:
         state: params of `policy`.
-        frozen_models: reference (policy parameters), reward (parameters of `scalar`), reward_gain, reward_bias.
+        frozen_models: reference (policy parameters), reward (parameters of `scalar`), reward_gain, reward_bias; the
+            reference alone if the answers are there with their scores.
         batch: left-padded prompts.
         key: PRNG key of this rollout.
         policy: the language model.
@@ -40,18 +40,20 @@ def collect_groups(
         config: settings.
         end_id: the end-of-turn token.
     """
-    prompts = _repeated(batch, config.group_size)
-    sampling = SamplingConfig(max_new_tokens=config.response_tokens, temperature=config.temperature)
-    tokens_BR, mask_BR = generate(policy, state.params, state.frozen, prompts, key, sampling=sampling, end_id=end_id)
+    prompts, drawn = repeated(batch, config.group_size), batch.drawn
+    if drawn is None:
+        sampling = SamplingConfig(max_new_tokens=config.response_tokens, temperature=config.temperature)
+        drawn = draw(state.params, state.frozen, prompts, key, policy=policy, sampling=sampling, end_id=end_id)
+    tokens_BR, mask_BR = drawn.tokens_BR, drawn.mask_BR
     tokens_BT, segments_BT, positions_BT = full_rows(prompts, tokens_BR, mask_BR)
     rows = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "positions_BT": positions_BT}
     logp = partial(response_logp, policy, rows=rows, responses=tokens_BR.shape[1], temperature=config.temperature)
     logp_old_BR, _ = logp(params=state.params, frozen=state.frozen)
     logp_ref_BR, _ = logp(params=frozen_models["reference"], frozen=state.frozen)
     ended_B = jnp.any(mask_BR & (tokens_BR == end_id), axis=1)
-    raw_B = last_score(scalar, frozen_models["reward"], state.frozen, rows)
+    scores_B = answer_scores(drawn, scalar, frozen_models, state.frozen, rows)
     grouped = partial(_grouped, group_size=config.group_size)
-    scores_BC = grouped(normalised(raw_B, frozen_models), "BC")
+    scores_BC = grouped(scores_B, "BC")
     mask_BCR, logp_old_BCR, logp_ref_BCR = (grouped(x, "BCR") for x in (mask_BR, logp_old_BR, logp_ref_BR))
     judged = judged_groups(scores_BC, grouped(ended_B, "BC"), logp_old_BCR, logp_ref_BCR, mask_BCR, config)
     return GroupRollout(
@@ -98,7 +100,7 @@ def judged_groups(
     }
 
 
-def _repeated(prompts: PromptBatch, times: int) -> PromptBatch:
+def repeated(prompts: PromptBatch, times: int) -> PromptBatch:
     """Each prompt `times` times in a row, on the device that holds it."""
     batch_size, columns = prompts.tokens_BP.shape
     tokens_BCP = jnp.broadcast_to(

@@ -13,7 +13,7 @@ from gptjax.train.normalise import normalised
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.reference import reference_params
 from gptjax.train.response import hidden_logp, response_hidden, response_logp, response_values
-from gptjax.types import Model, Params, PpoBatch, PromptBatch, Rollout, ScalarModel, TrainState, ValueHead
+from gptjax.types import Drawn, Model, Params, PpoBatch, PromptBatch, Rollout, ScalarModel, TrainState, ValueHead
 
 
 def collect(
@@ -34,7 +34,8 @@ def collect(
 
     Args:
         state: params {"policy", "value"}; extra {"kl_coefficient"}.
-        frozen_models: reference (policy parameters), reward (parameters of `scalar`), reward_gain, reward_bias.
+        frozen_models: reference (policy parameters), reward (parameters of `scalar`), reward_gain, reward_bias; the
+            reference alone if the answers are there with their scores.
         batch: left-padded prompts, and pre-training rows for the updates if PPO-ptx is on.
         key: PRNG key of this rollout.
         policy: the language model.
@@ -43,15 +44,16 @@ def collect(
         end_id: the end-of-turn token.
         head: the value head on the policy's trunk, if there is one.
     """
-    sampling = SamplingConfig(max_new_tokens=config.response_tokens, temperature=config.temperature)
-    tokens_BR, mask_BR, logp_sampler_BR = generate_with_logp(
-        policy, state.params["policy"], state.frozen, batch.prompts, key, sampling=sampling, end_id=end_id
-    )
+    drawn = batch.prompts.drawn
+    if drawn is None:
+        sampling = SamplingConfig(max_new_tokens=config.response_tokens, temperature=config.temperature)
+        about = {"policy": policy, "sampling": sampling, "end_id": end_id}
+        drawn = draw(state.params["policy"], state.frozen, batch.prompts, key, **about)
+    tokens_BR, mask_BR = drawn.tokens_BR, drawn.mask_BR
     tokens_BT, segments_BT, positions_BT = full_rows(batch.prompts, tokens_BR, mask_BR)
     rows = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "positions_BT": positions_BT}
     ended_B = jnp.any(mask_BR & (tokens_BR == end_id), axis=1)
-    raw_B = last_score(scalar, frozen_models["reward"], state.frozen, rows)
-    scores_B = finished_scores(normalised(raw_B, frozen_models), ended_B, config)
+    scores_B = finished_scores(answer_scores(drawn, scalar, frozen_models, state.frozen, rows), ended_B, config)
     scored_B = jnp.isfinite(scores_B)
     mask_BR &= scored_B[:, None]
     logp_old_BR, values_BR = _old_outputs(state, rows, tokens_BR.shape[1], policy, scalar, head, config)
@@ -80,9 +82,35 @@ def collect(
         scores_B=scores_B,
         ended_B=ended_B,
         pretrain=batch.pretrain,
-        logp_sampler_BR=logp_sampler_BR,
+        logp_sampler_BR=drawn.logp_sampler_BR,
         version=state.step // config.updates,
     )
+
+
+def draw(
+    params: Params,
+    frozen: Params,
+    prompts: PromptBatch,
+    key: jax.Array,
+    *,
+    policy: Model,
+    sampling: SamplingConfig,
+    end_id: int,
+) -> Drawn:
+    """A response to each prompt, not scored yet."""
+    tokens_BR, mask_BR, logp_BR = generate_with_logp(
+        policy, params, frozen, prompts, key, sampling=sampling, end_id=end_id
+    )
+    return Drawn(tokens_BR=tokens_BR, mask_BR=mask_BR, logp_sampler_BR=logp_BR)
+
+
+def answer_scores(
+    drawn: Drawn, scalar: ScalarModel, frozen_models: dict[str, Any], frozen: Params, rows: dict[str, jax.Array]
+) -> jax.Array:
+    """f32[B], a program's scores if the responses have them, else those of the reward model after normalisation."""
+    if drawn.scores_B is not None:
+        return drawn.scores_B
+    return normalised(last_score(scalar, frozen_models["reward"], frozen, rows), frozen_models)
 
 
 def full_rows(prompts: PromptBatch, tokens_BR: jax.Array, mask_BR: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

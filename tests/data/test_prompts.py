@@ -41,7 +41,7 @@ def test_no_prompt_that_fits_is_an_error():
 def test_reading_prompts(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "10"}], "kind": "plain"}\n')
-    assert list(read_prompts(path)) == [user("10")]
+    assert [messages for messages, _ in read_prompts(path)] == [user("10")]
 
 
 def test_a_prompt_that_ends_with_an_answer_is_named(tmp_path):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.eval.answers import answers, repeated
+from gptjax.eval.answers import answers, distinct, repeated
 from gptjax.eval.intervals import clustered_mean
 from gptjax.eval.perplexity import heldout_loss
 from gptjax.losses.cross_entropy import NllSums, nll_sums
@@ -113,10 +113,11 @@ def test_answers_come_in_order_without_those_of_filler_rows():
     prompts = PromptBatch(tokens_BP=np.zeros((3, 4), np.int32), lengths_B=np.array([3, 2, 1], np.int32))
     seen = []
 
-    def sample(batch, key):
+    def sample(batch, index_B, key):
         seen.append(jax.random.key_data(key).tolist())
-        tokens_BR = np.stack([batch.lengths_B, batch.lengths_B, np.full(2, 9)], axis=1)
-        mask_BR = np.stack([np.ones(2), np.ones(2), batch.lengths_B % 2], axis=1).astype(bool)
+        lengths_B = batch.lengths_B[index_B]
+        tokens_BR = np.stack([lengths_B, lengths_B, np.full(2, 9)], axis=1)
+        mask_BR = np.stack([np.ones(2), np.ones(2), lengths_B % 2], axis=1).astype(bool)
         return tokens_BR, mask_BR
 
     found = answers(
@@ -132,6 +133,24 @@ def test_answers_come_in_order_without_those_of_filler_rows():
     assert found[0].tokens == (3, 3, 9)
     assert len(seen) == 2
     assert seen[0] != seen[1]
+
+
+def test_a_run_of_equal_prompts_is_kept_once():
+    # 8 rows of prompts 5 5 5 6 6 5 5 5: three runs, which need 4 places; a mesh that spreads 8 rows needs all 8
+    tokens_BP = np.array([[5], [5], [5], [6], [6], [5], [5], [5]])
+    prompts = PromptBatch(tokens_BP=tokens_BP, lengths_B=np.ones(8, np.int32))
+    kept, index_B = distinct(prompts)
+    assert kept.tokens_BP.ravel().tolist() == [5, 6, 5, 5]
+    assert index_B.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    kept, index_B = distinct(prompts, 8)
+    assert len(kept.lengths_B) == 8
+    np.testing.assert_array_equal(kept.tokens_BP[index_B], tokens_BP)
+
+
+def test_prompts_of_different_length_are_kept_apart():
+    prompts = PromptBatch(tokens_BP=np.zeros((2, 4), np.int32), lengths_B=np.array([1, 2], np.int32))
+    kept, index_B = distinct(prompts)
+    assert kept.lengths_B[index_B].tolist() == [1, 2]
 
 
 def test_each_prompt_is_repeated_in_a_row():

@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.experiment import Experiment, Recipe
+from gptjax.run.tasks.corpus import CorpusConfig
 from gptjax.run.tasks.lm import LmTask
 from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.reward import RewardTask
@@ -25,19 +27,19 @@ def experiment(task, steps: int, save_every: int) -> Experiment:
 
 def recipe() -> Recipe:
     ppo = PpoConfig(prompts=8, minibatches=2, epochs=2, response_tokens=8, kl_target=0.1, ptx_coefficient=0.1)
-    corpus = LmTask(corpus=DATA / "corpus.jsonl", heldout_fraction=0.2, row_tokens=32)
+    text: dict[str, Any] = {"corpus": DATA / "corpus.jsonl", "heldout_fraction": 0.2, "row_tokens": 32}
     sft = SftTask(
         conversations=DATA / "chats.jsonl", heldout_fraction=0.2, row_tokens=48, prompt_tokens=32, answer_tokens=8
     )
     reward = RewardTask(comparisons=DATA / "ranked.jsonl", prompt_tokens=32, answer_tokens=24)
     policy = PpoTask(
-        prompts=DATA / "prompts.jsonl", prompt_tokens=32, ppo=ppo, pretrain=corpus, heldout_prompts=4, best_of=2,
-        heldout_samples=2,
+        prompts=DATA / "prompts.jsonl", prompt_tokens=32, ppo=ppo, pretrain=CorpusConfig(**text), heldout_prompts=4,
+        best_of=2, heldout_samples=2,
     )  # fmt: skip
     return Recipe(
         name="tiny",
         stages={
-            "lm": experiment(corpus, 24, 6),
+            "lm": experiment(LmTask(**text), 24, 6),
             "sft": experiment(sft, 18, 6),
             "reward": experiment(reward, 12, 4),
             "ppo": experiment(policy, 24, 8),

@@ -128,6 +128,8 @@ def test_costs_by_hand():
     assert CONFIG.matmul_parameters() == 2 * (192 + 288) + 160
     # 6 * 1120 + 12 * L 2 * N 4 * H 2 * 16 / 2
     assert CONFIG.train_flops_per_token(16) == 6 * 1120 + 12 * 16 * 8
+    without_unembedding = 1120 - CONFIG.vocab_size * CONFIG.width
+    assert CONFIG.train_flops_per_token(16, scalar=True) == 6 * (without_unembedding + CONFIG.width) + 12 * 16 * 8
 
 
 def test_a_value_head_starts_at_zero_and_is_linear(one_device):

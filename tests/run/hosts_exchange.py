@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh
 
 from gptjax import dims
 from gptjax.data.loader import own_rows
-from gptjax.run.hosts import HostsConfig, check_same, check_shared, first_says, is_first, join, on_first
+from gptjax.run.hosts import HostsConfig, check_same, check_shared, first_says, from_first, is_first, join, on_first
 from gptjax.run.mesh import fetch, host_share, put
 from gptjax.types import RewardBatch
 
@@ -58,6 +58,7 @@ def main(coordinator: str, index: int, folder: Path) -> None:
             raise ValueError("the tokenizer – broken")
 
         assert refused(lambda: on_first(fail)) == "the tokenizer – broken"
+        assert from_first(np.arange(3.0) + index).tolist() == [0.0, 1.0, 2.0]
         check_same("the data", "equal")
         assert refused(lambda: check_same("the data", str(index))).startswith("the data of process 1 differs")
     check_shared(folder / "shared")

@@ -7,6 +7,7 @@ from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.experiment import Experiment, Recipe
 from gptjax.run.mesh import MeshConfig
+from gptjax.run.tasks.corpus import CorpusConfig
 from gptjax.run.tasks.dpo import DpoTask
 from gptjax.run.tasks.grpo import GrpoTask
 from gptjax.run.tasks.lm import LmTask
@@ -36,6 +37,7 @@ def lm() -> Recipe:
 def recipe() -> Recipe:
     prompts = {"prompts": DATA / "prompts.jsonl", "prompt_tokens": 32, "heldout_prompts": 3, "best_of": 2}
     ppo = PpoConfig(prompts=8, minibatches=1, epochs=2, response_tokens=8, kl_target=0.1, ptx_coefficient=0.1)
+    pretrain = CorpusConfig(corpus=DATA / "corpus.jsonl", heldout_fraction=0.2, row_tokens=32)
     grpo = GrpoConfig(prompts=8, minibatches=1, epochs=2, response_tokens=8)
     sft = SftTask(
         conversations=DATA / "chats.jsonl", heldout_fraction=0.2, row_tokens=48, prompt_tokens=32, answer_tokens=8
@@ -50,7 +52,7 @@ def recipe() -> Recipe:
             "sft": experiment(sft),
             "reward": experiment(reward),
             "dpo": experiment(dpo),
-            "ppo": experiment(PpoTask(**prompts, ppo=ppo, pretrain=CORPUS, heldout_samples=2)),
+            "ppo": experiment(PpoTask(**prompts, ppo=ppo, pretrain=pretrain, heldout_samples=2)),
             "grpo": experiment(GrpoTask(**prompts, grpo=grpo, heldout_samples=2)),
         },
     )

@@ -24,9 +24,11 @@ from gptjax.run.metrics import read_metrics
 from gptjax.run.tasks.dpo import DpoTask, reference_rows
 from gptjax.run.tasks.grpo import GrpoTask
 from gptjax.run.tasks.judge import Judge
+from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.rejection import RejectionTask, winner
 from gptjax.serve.model import load
 from gptjax.train.grpo import GrpoConfig
+from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.update import initial_state
 
 TINY = ModelConfig(vocab_size=300, layers=1, width=16, heads=2, hidden=32, max_length=64)
@@ -273,3 +275,27 @@ def test_groups_must_divide_over_the_mesh():
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     with pytest.raises(ValueError, match=r"task.grpo.prompts / task.grpo.minibatches 2 is not a multiple"):
         check_layout(experiment, mesh)
+
+
+def exact(prompt, answer, ended):
+    """A program: the answer repeats the prompt's number; what it found out beside."""
+    right = answer == prompt["messages"][0]["content"].removesuffix("?")
+    return {"reward": float(right) - 0.1 * len(answer), "right": right, "ended": ended}
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_a_program_rewards_the_policy_in_place_of_a_reward_model(kind, untrained, one_device_runs, tmp_path):
+    about = {"policy_from": str(untrained / "sft"), "reward_from": None, "program": f"{__file__}:exact"}
+    about |= {"prompts": untrained / "prompts.jsonl", "prompt_tokens": 16, "heldout_prompts": 2, "best_of": 2}
+    if kind == "grpo":
+        task = GrpoTask(**about, grpo=GrpoConfig(prompts=4, group_size=2, response_tokens=8))
+    else:
+        task = PpoTask(**about, ppo=PpoConfig(prompts=4, minibatches=1, response_tokens=8, missing_end_penalty=0.0))
+    run(recipe(kind, task, steps=2), tmp_path / "run")
+    found = result(tmp_path / "run", kind)
+    assert found[f"proxy_{kind}"] == found[f"gold_{kind}"] == found[f"reward_{kind}"]
+    assert {f"right_{kind}", "right_sft", "ended_sft", "gold_gain_ci"} <= set(found)
+    np.testing.assert_allclose(found[f"ended_{kind}"], found[f"end_rate_{kind}"])
+    rows = [row for row in read_metrics(tmp_path / "run" / kind / "metrics.jsonl") if f"{kind}/score" in row]
+    assert len(rows) == 2
+    assert all(np.isfinite(row[f"{kind}/score"]) for row in rows)

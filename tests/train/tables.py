@@ -13,7 +13,7 @@ def bigram(vocabulary: int = 4) -> Model:
         return params["table"].at[tokens_BT].get(out_sharding=jax.typeof(tokens_BT).sharding.spec)
 
     def prefill(params, frozen, tokens_BT, segments_BT, positions_BT, *, slots):
-        return Cache(k_LBSKH=jnp.zeros(()), v_LBSKH=jnp.zeros(())), hidden(params, frozen, tokens_BT, None, None)
+        return Cache(k_BKSH=jnp.zeros(()), v_BKSH=jnp.zeros(())), hidden(params, frozen, tokens_BT, None, None)
 
     def decode(params, frozen, cache, token_BT, segments_BS, positions_BT, index):
         return cache, hidden(params, frozen, token_BT, None, None)

@@ -6,6 +6,7 @@ optimum of E[r] - beta KL is known, and so are E[r] and KL of any table.
 """
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax import dims
-from gptjax.types import Cache, Model, PpoBatch, PromptBatch, ScalarModel
+from gptjax.types import Cache, Model, PpoBatch, PreferenceBatch, PromptBatch, ScalarModel
 
 END, PROMPTS, LONGEST = 3, 4, 3
 PREFIXES = [p for length in range(LONGEST + 1) for p in itertools.product(range(3), repeat=length)]  # 1 + 3 + 9 + 27
@@ -37,6 +38,11 @@ def reward(prompt: int, response: tuple[int, ...]) -> float:
     """Tokens equal to the prompt mod 3, minus a quarter per token, minus 1 without an end."""
     content = [token for token in response if token != END]
     return content.count(prompt % 3) - 0.25 * len(content) - (response[-1] != END)
+
+
+def strength(prompt: int, response: tuple[int, ...]) -> int:
+    """How much a response is liked: of two, i is chosen with probability s_i / (s_i + s_j), so its reward is log s."""
+    return 1 + response.count(prompt % 3)
 
 
 REWARDS_BC = np.array([[reward(p, r) for r in RESPONSES] for p in range(PROMPTS)])
@@ -119,11 +125,11 @@ def table_model() -> Model:
 
     def prefill(params, frozen, tokens_BT, segments_BT, positions_BT, *, slots):
         places_BT = _nodes(tokens_BT)
-        return Cache(k_LBSKH=places_BT[:, -1], v_LBSKH=jnp.zeros(())), _at(params["table"], _row(places_BT))
+        return Cache(k_BKSH=places_BT[:, -1], v_BKSH=jnp.zeros(())), _at(params["table"], _row(places_BT))
 
     def decode(params, frozen, cache, token_BT, segments_BS, positions_BT, index):
-        here_B = _moved(cache.k_LBSKH, token_BT[:, 0])
-        return Cache(k_LBSKH=here_B, v_LBSKH=cache.v_LBSKH), _at(params["table"], _row(here_B))[:, None]
+        here_B = _moved(cache.k_BKSH, token_BT[:, 0])
+        return Cache(k_BKSH=here_B, v_BKSH=cache.v_BKSH), _at(params["table"], _row(here_B))[:, None]
 
     return Model(
         init=lambda key: {"table": jnp.asarray(REFERENCE, jnp.float32)},
@@ -169,3 +175,37 @@ def prompts(count: int) -> PpoBatch:
     """So many prompts, each of the four equally often."""
     tokens_BP = np.arange(count, dtype=np.int32)[:, None] % PROMPTS
     return PpoBatch(prompts=PromptBatch(tokens_BP=tokens_BP, lengths_B=np.ones(count, np.int32)))
+
+
+def preferred_pairs() -> PreferenceBatch:
+    """Each response to each prompt against the four after it, either one chosen as often as Bradley and Terry say.
+
+    Strengths are small whole numbers, so the population is finite: pair (i, j) occurs s_i times with i chosen and s_j
+    times with j chosen, over their greatest common divisor. The pairs connect all responses, which fixes the optimum.
+    """
+    rows, prompt_B = [], []
+    for prompt, i, step in itertools.product(range(PROMPTS), range(len(RESPONSES)), range(1, 5)):
+        j = (i + step) % len(RESPONSES)
+        own, other = (strength(prompt, RESPONSES[c]) for c in (i, j))
+        shared = math.gcd(own, other)
+        rows += [(i, j)] * (own // shared) + [(j, i)] * (other // shared)
+        prompt_B += [prompt] * ((own + other) // shared)
+    padded = np.array([(*r, *(0,) * (LONGEST - len(r))) for r in RESPONSES], np.int32)
+    pairs_BC, prompt_B = np.array(rows), np.array(prompt_B, np.int32)
+    first_BC1 = np.broadcast_to(prompt_B[:, None, None], (*pairs_BC.shape, 1))
+    tokens_BCT = np.concatenate([first_BC1, padded[pairs_BC]], axis=2)
+    return PreferenceBatch(
+        tokens_BCT=tokens_BCT,
+        targets_BCT=np.concatenate([tokens_BCT[:, :, 1:], np.zeros_like(tokens_BCT[:, :, :1])], axis=2),
+        lengths_BC=np.array([1 + len(r) for r in RESPONSES], np.int32)[pairs_BC],
+        prompt_lengths_B=np.ones_like(prompt_B),
+        logp_ref_BC=REFERENCE_BC[prompt_B[:, None], pairs_BC].astype(np.float32),
+    )
+
+
+def preferred_gap(table: np.ndarray) -> float:
+    """Largest distance, over all responses, of the log-probability from DPO's closed form ref exp(r) / Z (nats)."""
+    strengths_BC = np.array([[strength(prompt, r) for r in RESPONSES] for prompt in range(PROMPTS)])
+    optimum_BC = REFERENCE_BC + np.log(strengths_BC)
+    optimum_BC -= np.log(np.exp(optimum_BC).sum(1, keepdims=True))
+    return float(np.abs(response_logp(table) - optimum_BC).max())

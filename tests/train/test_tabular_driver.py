@@ -1,4 +1,4 @@
-"""The driver with tables for models: it reaches the optimum too, and an interrupted run ends as an undisturbed one."""
+"""The driver with tables for models: it reaches the optima too, and an interrupted run ends as an undisturbed one."""
 
 from dataclasses import replace
 from functools import partial
@@ -6,8 +6,18 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from tabular import CONFIG, ITERATIONS, POLICY, adam, first_state
-from tabular_world import END, accepted, figures, frozen_models, prompts, scalar_tables, table_model
+from tabular import CONFIG, DPO, DPO_STEPS, ITERATIONS, POLICY, RLOO, adam, first_state, policy_adam
+from tabular_world import (
+    END,
+    accepted,
+    figures,
+    frozen_models,
+    preferred_gap,
+    preferred_pairs,
+    prompts,
+    scalar_tables,
+    table_model,
+)
 
 from gptjax.model.config import ModelConfig
 from gptjax.run import driver
@@ -15,9 +25,15 @@ from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.experiment import Experiment
 from gptjax.run.metrics import MetricsLog, read_metrics, same_losses
 from gptjax.run.task import Task
+from gptjax.run.tasks.dpo import DpoTask
+from gptjax.run.tasks.grpo import GrpoTask
 from gptjax.run.tasks.ppo import PpoTask
+from gptjax.train.dpo import dpo_step
+from gptjax.train.group_rollout import collect_groups
+from gptjax.train.grpo import grpo_step
 from gptjax.train.ppo import ppo_step, served_policy
 from gptjax.train.rollout import collect
+from gptjax.train.update import initial_state
 
 SHORT = replace(
     CONFIG, prompts=32, minibatches=2, epochs=2, kl_target=0.5, kl_horizon=200.0, average_decay=0.9, stop_kl=1e-3
@@ -46,20 +62,54 @@ def tabular_task(config, rollouts):
     )
 
 
-def run(folder, task, config, rollouts, *, save_every):
-    """(final state, what finish said), from the newest checkpoint on if there is one."""
-    experiment = Experiment(
-        task=PpoTask(ppo=config),
+def rloo_task():
+    model, tx = table_model(), policy_adam(ITERATIONS * RLOO.updates)
+    return Task(
+        init=lambda key: initial_state(model.init(key), tx, key),
+        data=lambda position: prompts(RLOO.prompts).prompts,
+        collect=partial(collect_groups, policy=model, scalar=scalar_tables(), config=RLOO, end_id=END),
+        frozen_models=jax.jit(frozen_models)(),
+        step=partial(grpo_step, policy=model, optimizer=tx, config=RLOO),
+        updates_per_batch=RLOO.updates,
+        evaluate=lambda state: {},
+        finish=lambda state: (state, figures(np.asarray(state.params["table"]))._asdict()),
+        tokens="grpo/tokens",
+        loss="grpo/score",
+        data_fingerprint="tabular",
+    )
+
+
+def dpo_task():
+    model, tx, pairs = table_model(), policy_adam(DPO_STEPS), preferred_pairs()
+    return Task(
+        init=lambda key: initial_state(model.init(key), tx, key),
+        data=lambda position: pairs,
+        step=partial(dpo_step, model=model, optimizer=tx, config=DPO),
+        evaluate=lambda state: {},
+        finish=lambda state: (state, {"gap_nats": preferred_gap(np.asarray(state.params["table"]))}),
+        tokens="dpo/tokens",
+        loss="dpo/loss",
+        data_fingerprint="tabular",
+    )
+
+
+def experiment(task, *, steps, prompts, save_every):
+    return Experiment(
+        task=task,
         model=ModelConfig(vocab_size=4, layers=1, width=4, heads=1, max_length=4),
         optimizer=POLICY,
-        steps=rollouts * config.updates,
-        batch_size=config.prompts,
+        steps=steps,
+        batch_size=prompts,
         save_every=save_every,
     )
+
+
+def run(folder, task, settings):
+    """(final state, what finish said), from the newest checkpoint on if there is one."""
     checkpoints, log = Checkpoints(folder / "checkpoints", keep=2), MetricsLog(folder)
     try:
-        state, about = driver._restored(task, experiment, checkpoints, log)
-        return driver._train("ppo", experiment, task, state, about, checkpoints, log, 0.0)
+        state, about = driver._restored(task, settings, checkpoints, log)
+        return driver._train("tabular", settings, task, state, about, checkpoints, log, 0.0)
     finally:
         log.close()
         checkpoints.close()
@@ -73,10 +123,11 @@ def test_a_run_that_was_broken_off_ends_bitwise_like_one_that_was_not(tmp_path, 
         return task.data(position)
 
     task = tabular_task(SHORT, 8)
-    whole, _ = run(tmp_path / "whole", task, SHORT, 8, save_every=8)
+    settings = experiment(PpoTask(ppo=SHORT), steps=8 * SHORT.updates, prompts=SHORT.prompts, save_every=8)
+    whole, _ = run(tmp_path / "whole", task, settings)
     with pytest.raises(Interrupted):
-        run(tmp_path / "broken", replace(task, data=data), SHORT, 8, save_every=8)
-    resumed, _ = run(tmp_path / "broken", task, SHORT, 8, save_every=8)
+        run(tmp_path / "broken", replace(task, data=data), settings)
+    resumed, _ = run(tmp_path / "broken", task, settings)
     assert sorted(resumed.extra) == ["average", "kl_coefficient", "stopped", "updates_made"]
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
@@ -91,7 +142,22 @@ def test_a_run_that_was_broken_off_ends_bitwise_like_one_that_was_not(tmp_path, 
 
 
 @pytest.mark.slow
-def test_the_driver_reaches_the_optimum(tmp_path, one_device):
-    _, about = run(tmp_path, tabular_task(CONFIG, ITERATIONS), CONFIG, ITERATIONS, save_every=480)
-    found = figures(np.zeros((52, 4)))._replace(**about["evaluation"])
-    assert accepted(found)
+def test_the_driver_reaches_the_optimum_with_ppo(tmp_path, one_device):
+    steps = ITERATIONS * CONFIG.updates
+    settings = experiment(PpoTask(ppo=CONFIG), steps=steps, prompts=CONFIG.prompts, save_every=480)
+    _, about = run(tmp_path, tabular_task(CONFIG, ITERATIONS), settings)
+    assert accepted(figures(np.zeros((52, 4)))._replace(**about["evaluation"]))
+
+
+@pytest.mark.slow
+def test_the_driver_reaches_the_optimum_with_rloo(tmp_path, one_device):
+    steps = ITERATIONS * RLOO.updates
+    settings = experiment(GrpoTask(grpo=RLOO), steps=steps, prompts=RLOO.prompts, save_every=steps)
+    _, about = run(tmp_path, rloo_task(), settings)
+    assert accepted(figures(np.zeros((52, 4)))._replace(**about["evaluation"]))
+
+
+def test_the_driver_reaches_the_closed_form_with_dpo(tmp_path, one_device):
+    settings = experiment(DpoTask(dpo=DPO), steps=DPO_STEPS, prompts=64, save_every=DPO_STEPS)
+    _, about = run(tmp_path, dpo_task(), settings)
+    assert about["evaluation"]["gap_nats"] < 1e-4

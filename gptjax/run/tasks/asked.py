@@ -1,18 +1,61 @@
 """The prompts that a policy learns on, and those that it is examined on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NamedTuple
 
 from gptjax.data.conversations import Message
+from gptjax.data.labeler import SimulatedLabeler
 from gptjax.data.prompts import read_prompts
 from gptjax.data.python_questions import Question, questions, unanswered_questions
 
-Asked: TypeAlias = list[tuple[Sequence[Message], Question | None]]
+
+class Asked(NamedTuple):
+    """A prompt, its question if it is one about this Python's library, and everything that its line says."""
+
+    messages: Sequence[Message]
+    question: Question | None
+    record: Mapping[str, Any]
 
 
-def asked_prompts(path: Path | None) -> tuple[Asked, Asked]:
-    """(training, held-out) prompts, each with its question if it is one about this Python's library.
+@dataclass(frozen=True, kw_only=True)
+class PolicyTask:
+    """What PPO, GRPO and RLOO need around them.
+
+    policy_from: stage or folder whose weights policy and reference start with.
+    reward_from: stage or folder of the reward model (None: the program is the reward).
+    program: a function that judges answers, FILE.py:NAME or MODULE:NAME, see gptjax.run.tasks.program; beside a reward
+    model it is only reported, as gold.
+    prompts: JSON lines of {"messages": [...]}, of which the last tenth is never trained on; None: questions about this
+    Python's library.
+    heldout_prompts, heldout_samples: prompts never trained on, and answers to each, when the policy is examined.
+    best_of: samples per prompt of the best-of-n comparison.  prompt_tokens: P, longer prompts are left out.
+    labeler: the simulated labeler whose noise-free score is reported as gold, with the default questions.
+    """
+
+    policy_from: str = "sft"
+    reward_from: str | None = "reward"
+    program: str | None = None
+    prompts: Path | None = None
+    heldout_prompts: int = 128
+    heldout_samples: int = 4
+    best_of: int = 16
+    prompt_tokens: int = 64
+    labeler: SimulatedLabeler = SimulatedLabeler()
+
+    def __post_init__(self) -> None:
+        if self.program is None and self.reward_from is None:
+            raise ValueError("give task.reward_from or task.program: there is nothing to learn from")
+
+    @property
+    def reward_program(self) -> str | None:
+        """The program if it is the reward."""
+        return self.program if self.reward_from is None else None
+
+
+def asked_prompts(path: Path | None) -> tuple[list[Asked], list[Asked]]:
+    """(training, held-out) prompts.
 
     Args:
         path: JSON lines of {"messages": [...]}, of which the last tenth is held out; None: questions about this
@@ -23,9 +66,14 @@ def asked_prompts(path: Path | None) -> tuple[Asked, Asked]:
     """
     if path is None:
         train, heldout = [*questions("train"), *unanswered_questions()], questions("heldout")
-        return [(question.messages, question) for question in train], [(q.messages, q) for q in heldout]
-    everything: Asked = [(messages, None) for messages in read_prompts(path)]
+        return [_asked(question) for question in train], [_asked(question) for question in heldout]
+    everything = [Asked(messages, None, record) for messages, record in read_prompts(path)]
     cut = len(everything) - max(2, len(everything) // 10)
     if cut < 1:
         raise ValueError(f"{path}: {len(everything)} prompts are too few to hold some out; give at least 3")
     return everything[:cut], everything[cut:]
+
+
+def _asked(question: Question) -> Asked:
+    record = {"messages": list(question.messages), "name": question.name, "answer": question.answer}
+    return Asked(question.messages, question, record)

@@ -23,7 +23,7 @@ from gptjax.run.progress import status
 from gptjax.run.task import Setup, Task
 from gptjax.run.tasks.asked import Asked, asked_prompts
 from gptjax.run.tasks.examination import Examination
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params
+from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, reward_model
 from gptjax.train.dpo import DpoConfig, dpo_step, dpo_sums, pair_means, response_logps
 from gptjax.train.update import initial_state
 from gptjax.types import PreferenceBatch
@@ -179,12 +179,9 @@ def _examination(
 ) -> Examination | None:
     if config.reward_from is None:
         return None
-    folder = setup.stage_folder(config.reward_from)
-    check_model(folder, setup.model)
     scalar = scalar_model(setup.model)
-    reward, norm = load_params(scalar, folder, setup.mesh, ("reward_gain", "reward_bias"))
-    frozen_models = {"reference": reference, "reward": reward} | norm
-    own: Asked = [(comparison.messages, None) for comparison in heldout]
+    frozen_models = {"reference": reference} | reward_model(config.reward_from, setup)
+    own = [Asked(comparison.messages, None, {}) for comparison in heldout]
     asked = asked_prompts(None)[1] if config.comparisons is None else own
     sampling = SamplingConfig(max_new_tokens=config.answer_tokens)
     return Examination(config, setup, tokenizer, model, scalar, frozen_models, asked, sampling, name="dpo")

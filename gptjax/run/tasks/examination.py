@@ -1,19 +1,26 @@
 """What a policy learnt: gold and proxy scores on held-out prompts beside SFT's, KL, best-of-n, answers."""
 
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from gptjax.data.labeler import SimulatedLabeler
+from gptjax.data.loader import own_rows
 from gptjax.data.prompts import prompt_batch
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer
 from gptjax.eval.best_of_n import best_of_n, best_of_n_kl
 from gptjax.eval.intervals import clustered_mean
 from gptjax.generate.engine import SamplingConfig
+from gptjax.run.mesh import fetch, put
 from gptjax.run.task import Setup
+from gptjax.run.tasks.asked import Asked
+from gptjax.run.tasks.choices import Choices
 from gptjax.run.tasks.judge import Judge
+from gptjax.run.tasks.program import program_figures, reward_program
+from gptjax.train.dpo import response_logps
 from gptjax.train.reference import reference_params
 from gptjax.types import Model, Params, PromptBatch, ScalarModel
 
@@ -33,6 +40,21 @@ class Examined(Protocol):
     def labeler(self) -> SimulatedLabeler: ...
 
 
+class Scored(NamedTuple):
+    """N answers to each of B prompts.
+
+    proxy_BN: what the policy is trained on.  gold_BN: what it is for, if that is known; both are the same where the
+    reward is a program.
+    kl_BN: nats from the reference.  figures: a program's figures by name, f64[B N] each.
+    """
+
+    proxy_BN: np.ndarray
+    gold_BN: np.ndarray | None
+    kl_BN: np.ndarray
+    answers: list[Answer]
+    figures: dict[str, np.ndarray]
+
+
 class Examination:
     """Held-out prompts, and the questions asked of a policy on them; `name` is the kind of task, ppo and the like."""
 
@@ -44,34 +66,43 @@ class Examination:
         policy: Model,
         scalar: ScalarModel,
         frozen_models: dict[str, Any],
-        heldout: list[Any],
+        heldout: list[Asked],
         sampling: SamplingConfig,
         *,
         name: str,
     ):
         self.config, self.name, self._reference = config, name, frozen_models["reference"]
-        everything, report = prompt_batch([messages for messages, _ in heldout], tokenizer, config.prompt_tokens)
+        everything, report = prompt_batch([asked.messages for asked in heldout], tokenizer, config.prompt_tokens)
         count = min(config.heldout_prompts, len(report.kept))
         self.prompts: PromptBatch = jax.tree.map(lambda x: x[:count], everything)
         self.asked = [heldout[index] for index in report.kept[:count]]
-        self.judge = Judge(setup, tokenizer, policy, scalar, frozen_models, sampling)
+        program = getattr(config, "program", None)
+        self.program = None if program is None else reward_program(program)
+        self._logps = jax.jit(partial(response_logps, model=policy))
+        self._place = lambda batch: put(own_rows(batch, setup.share), setup.mesh)
+        self._batch_size = setup.batch_size
+        self.choices = Choices(self.asked, tokenizer, setup.mesh.shape["context"])
+        judge = scalar if "reward" in frozen_models else None
+        self.judge = Judge(setup, tokenizer, policy, judge, frozen_models, sampling)
 
     def brief(self, params: Params, key: jax.Array) -> dict[str, float]:
         """Mean gold and proxy score, KL and end rate of one answer to each prompt."""
-        proxy_B1, gold_B1, kl_B1, found = self.scores(params, key, 1)
+        found = self.scores(params, key, 1)
         figures = {
-            "eval/proxy_score": float(proxy_B1.mean()),
-            "eval/kl_nats": float(kl_B1.mean()),
-            "eval/end_rate": float(np.mean([answer.ended for answer in found])),
-        }
-        return figures if gold_B1 is None else figures | {f"{self.name}/gold_score": float(gold_B1.mean())}
+            "eval/proxy_score": float(found.proxy_BN.mean()),
+            "eval/kl_nats": float(found.kl_BN.mean()),
+            "eval/end_rate": float(np.mean([answer.ended for answer in found.answers])),
+        } | {f"eval/{name}": float(np.nanmean(values)) for name, values in found.figures.items()}
+        return figures if found.gold_BN is None else figures | {f"{self.name}/gold_score": float(found.gold_BN.mean())}
 
     def full(self, params: Params, key: jax.Array) -> dict[str, Any]:
         """Everything that the report shows of the policy."""
         times, many = self.config.heldout_samples, max(self.config.best_of, self.config.heldout_samples)
-        proxy_BN, gold_BN, kl_BN, after = self.scores(params, key, times)
+        last = self.scores(params, key, times)
         reference = reference_params(self._reference, params)
-        proxy_sft_BN, gold_sft_BN, _, before = self.scores(reference, jax.random.fold_in(key, 1), many)
+        first = self.scores(reference, jax.random.fold_in(key, 1), many)
+        proxy_BN, gold_BN, kl_BN, after, figures = last
+        proxy_sft_BN, gold_sft_BN, _, before, figures_sft = first
         found: dict[str, Any] = {
             f"proxy_{self.name}": float(proxy_BN.mean()),
             "proxy_sft": float(proxy_sft_BN.mean()),
@@ -93,28 +124,39 @@ class Examination:
                 for n in (2**power for power in range(many.bit_length()))
                 if n <= many
             ]
+        found |= {f"{name}_{self.name}": float(np.nanmean(values)) for name, values in figures.items()}
+        found |= {f"{name}_sft": float(np.nanmean(values)) for name, values in figures_sft.items()}
+        found |= {f"{name}_{self.name}": value for name, value in self.chosen(params).items()}
+        found |= {f"{name}_sft": value for name, value in self.chosen(reference).items()}
         found["answers"] = self._table(before, after, many, times, gold_sft_BN, gold_BN)
         return found
 
-    def scores(
-        self, params: Params, key: jax.Array, times: int
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, list[Answer]]:
-        """(proxy_BN, gold_BN or None, kl_BN, answers): N answers to each of the B prompts."""
+    def chosen(self, params: Params) -> dict[str, float]:
+        """mc1 and mc2 on the prompts that come with given answers."""
+        return self.choices.figures(lambda batch: fetch(self._logps(params, {}, self._place(batch))), self._batch_size)
+
+    def scores(self, params: Params, key: jax.Array, times: int) -> Scored:
+        """N = `times` answers to each of the B prompts, judged."""
         proxy_BN, kl_BN, found = self.judge.answers(params, self.prompts, key, times)
-        questions = [question for _, question in self.asked for _ in range(times)]
+        if self.program is not None:
+            records = [asked.record for asked in self.asked for _ in range(times)]
+            figures = program_figures(self.program, records, found)
+            gold_BN = figures["reward"].reshape(proxy_BN.shape)
+            return Scored(gold_BN if self.judge.scalar is None else proxy_BN, gold_BN, kl_BN, found, figures)
+        questions = [asked.question for asked in self.asked for _ in range(times)]
         gold_BN = None
         if all(question is not None for question in questions):
             labeler = self.config.labeler
-            golds = [labeler.gold_score(q.name, a.text, a.ended) for q, a in zip(questions, found, strict=True)]
+            golds = [labeler.gold_score(q.name, a.text, a.ended) for q, a in zip(questions, found, strict=True) if q]
             gold_BN = np.reshape(golds, proxy_BN.shape)
-        return proxy_BN, gold_BN, kl_BN, found
+        return Scored(proxy_BN, gold_BN, kl_BN, found, {})
 
     def _table(self, before, after, many: int, times: int, gold_before, gold_after) -> list[dict[str, Any]]:
         rows = []
-        for index, (messages, question) in enumerate(self.asked[:20]):
+        for index, asked in enumerate(self.asked[:20]):
             row = {
-                "prompt": messages[-1]["content"],
-                "reference": question.answer if question is not None else "",
+                "prompt": asked.messages[-1]["content"],
+                "reference": str(asked.record.get("answer", "")),
                 "sft": before[index * many].text,
                 self.name: after[index * times].text,
             }

@@ -1,48 +1,34 @@
-"""GRPO and RLOO: prompts, a policy, a reward model -> a policy whose answers score higher, without a value model."""
+"""GRPO and RLOO: prompts, a policy, a reward -> a policy whose answers score higher, without a value model."""
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from gptjax.data.labeler import SimulatedLabeler
 from gptjax.data.loader import batch_at
 from gptjax.data.prompts import prompt_batch
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import optimizer
 from gptjax.run.task import Setup, Task
-from gptjax.run.tasks.asked import asked_prompts
+from gptjax.run.tasks.asked import PolicyTask, asked_prompts
 from gptjax.run.tasks.examination import Examination
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params
+from gptjax.run.tasks.program import answering
+from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, reward_model
 from gptjax.train.group_rollout import collect_groups
 from gptjax.train.grpo import GrpoConfig, grpo_step
 from gptjax.train.update import initial_state
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrpoTask:
+class GrpoTask(PolicyTask):
     """Reinforcement learning on groups of answers to the same prompt; grpo.loss chooses GRPO or RLOO.
 
-    policy_from: stage or folder whose weights policy and reference start with.  reward_from: that of the reward model.
-    prompts: JSON lines of {"messages": [...]}; None: questions about this Python's library.
-    heldout_prompts, heldout_samples: prompts never trained on, and answers to each, when the policy is examined.
-    best_of: samples per prompt of the best-of-n comparison.  prompt_tokens: P, longer prompts are left out.
     grpo: the algorithm's settings.
-    labeler: the simulated labeler whose noise-free score is reported as gold, with the default questions.
     """
 
-    policy_from: str = "sft"
-    reward_from: str = "reward"
-    prompts: Path | None = None
-    heldout_prompts: int = 128
-    heldout_samples: int = 4
-    best_of: int = 16
-    prompt_tokens: int = 64
     grpo: GrpoConfig = GrpoConfig()
-    labeler: SimulatedLabeler = SimulatedLabeler()
 
 
 def build(config: GrpoTask, setup: Setup) -> Task:
@@ -54,19 +40,21 @@ def build(config: GrpoTask, setup: Setup) -> Task:
         )
     if setup.steps % settings.updates:
         raise ValueError(f"steps {setup.steps} is no multiple of the {settings.updates} updates made on each rollout")
-    policy_folder, reward_folder = map(setup.stage_folder, (config.policy_from, config.reward_from))
-    for folder in (policy_folder, reward_folder):
-        check_model(folder, setup.model)
+    policy_folder = setup.stage_folder(config.policy_from)
+    check_model(policy_folder, setup.model)
     tokenizer = inherited_tokenizer(policy_folder, setup)
     policy, scalar = language_model(setup.model), scalar_model(setup.model)
     reference, _ = load_params(policy, policy_folder, setup.mesh)
-    reward, norm = load_params(scalar, reward_folder, setup.mesh, ("reward_gain", "reward_bias"))
-    frozen_models = {"reference": reference, "reward": reward} | norm
+    frozen_models = {"reference": reference} | reward_model(config.reward_from, setup)
     tx = optimizer(setup.optimizer, setup.steps, policy.roles, policy.letters)
     train, heldout = asked_prompts(config.prompts)
-    prompts, _ = prompt_batch([messages for messages, _ in train], tokenizer, config.prompt_tokens)
+    prompts, report = prompt_batch([asked.messages for asked in train], tokenizer, config.prompt_tokens)
     sampling = SamplingConfig(max_new_tokens=settings.response_tokens, temperature=settings.temperature)
     examination = Examination(config, setup, tokenizer, policy, scalar, frozen_models, heldout, sampling, name="grpo")
+    records = [train[i].record for i in report.kept]
+    answer = answering(
+        config.reward_program, records, tokenizer, policy, setup, sampling, group_size=settings.group_size
+    )
     key = jax.random.key(setup.seed)
 
     def start(state):
@@ -80,6 +68,7 @@ def build(config: GrpoTask, setup: Setup) -> Task:
         init=lambda key: initial_state(policy.init(key), tx, jax.random.fold_in(key, 1)),
         start=start,
         data=lambda position: batch_at(prompts, position, settings.prompts, setup.seed, setup.share),
+        answered=None if answer is None else lambda s, batch, *rest: answer(s.params, s.frozen, batch, *rest),
         collect=partial(collect_groups, policy=policy, scalar=scalar, config=settings, end_id=tokenizer.end_id),
         frozen_models=frozen_models,
         step=partial(grpo_step, policy=policy, optimizer=tx, config=settings),

@@ -22,19 +22,20 @@ from gptjax.types import Model, Params, PromptBatch, ScalarModel
 
 
 class Judge:
-    """Samples and judges; `frozen_models` are a task's: reference, reward, reward_gain and reward_bias."""
+    """Samples and judges; `frozen_models` are a task's: reference and, with a reward model, reward, reward_gain and
+    reward_bias."""
 
     def __init__(
         self,
         setup: Setup,
         tokenizer: Tokenizer,
         policy: Model,
-        scalar: ScalarModel,
+        scalar: ScalarModel | None,
         frozen_models: dict[str, Any],
         sampling: SamplingConfig,
     ):
         self._mesh, self._share, self._batch_size = setup.mesh, setup.share, 2 * setup.batch_size
-        self._policy, self._scalar, self._frozen, self._sampling = policy, scalar, frozen_models, sampling
+        self._policy, self.scalar, self._frozen, self._sampling = policy, scalar, frozen_models, sampling
         self._sample = sampler(policy, setup, tokenizer, sampling)
         self._figures = jax.jit(self._proxy_and_kl)
 
@@ -43,7 +44,8 @@ class Judge:
     ) -> tuple[np.ndarray, np.ndarray, list[Answer]]:
         """(proxy_BN, kl_BN, answers): N = `times` answers to each of the B prompts, in order.
 
-        proxy_BN: normalised reward-model scores.  kl_BN: k1 of each whole answer from the reference (nats).
+        proxy_BN: normalised reward-model scores; NaN without a reward model.
+        kl_BN: k1 of each whole answer from the reference (nats).
         """
         rows = repeated(prompts, times)
         found = self._sample(params, rows, key, self._batch_size)
@@ -77,7 +79,6 @@ class Judge:
         mask_BR = np.arange(size)[None] < responses.lengths_B[:, None]
         tokens_BT, segments_BT, positions_BT = full_rows(prompts, responses.tokens_BP, mask_BR)
         rows = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "positions_BT": positions_BT}
-        raw_B = last_score(self._scalar, frozen["reward"], {}, rows)
         logp_BR, reference_BR = (
             response_logp(
                 self._policy,
@@ -90,4 +91,6 @@ class Judge:
             for own in (params, reference_params(frozen["reference"], params))
         )
         kl_B = jnp.sum(jnp.where(mask_BR, logp_BR - reference_BR, 0.0), axis=1)
-        return normalised(raw_B, frozen), kl_B
+        if self.scalar is None:
+            return jnp.full_like(kl_B, jnp.nan), kl_B
+        return normalised(last_score(self.scalar, frozen["reward"], {}, rows), frozen), kl_B

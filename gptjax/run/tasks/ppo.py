@@ -1,71 +1,61 @@
-"""PPO: prompts, a policy, a reward model -> a policy whose answers score higher."""
+"""PPO: prompts, a policy, a reward -> a policy whose answers score higher."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax.data.labeler import SimulatedLabeler
-from gptjax.data.loader import Share, batch_at
+from gptjax.data.loader import batch_at
 from gptjax.data.prompts import prompt_batch
-from gptjax.data.remote import open_shards
-from gptjax.data.tokenizer import Tokenizer
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model, value_head
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.task import Setup, Task
-from gptjax.run.tasks import lm
-from gptjax.run.tasks.asked import asked_prompts
-from gptjax.run.tasks.corpus import corpus, packed_rows
+from gptjax.run.tasks.asked import PolicyTask, asked_prompts
+from gptjax.run.tasks.corpus import CorpusConfig
 from gptjax.run.tasks.examination import Examination
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, load_policy
+from gptjax.run.tasks.program import answering
+from gptjax.run.tasks.tax import pretraining
+from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_policy, reward_model
 from gptjax.train.normalise import absorbed
 from gptjax.train.ppo import initial_extra, ppo_step, served_policy
 from gptjax.train.ppo_config import PpoConfig
-from gptjax.train.reference import Holding, held, upper_layers, with_frozen_layers
+from gptjax.train.reference import Holding, held, reference_params, upper_layers, with_frozen_layers
 from gptjax.train.rollout import collect
 from gptjax.train.update import initial_state
-from gptjax.types import LmBatch, Model, Params, PpoBatch
+from gptjax.types import Model, Params, PpoBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class PpoTask:
-    """Reinforcement learning from a reward model.
+class PpoTask(PolicyTask):
+    """Reinforcement learning from a reward model or a program.
 
-    policy_from: stage or folder whose weights policy and reference start with.  reward_from: stage or folder of the
-    reward model, which a separate value model starts from too.
-    prompts: JSON lines of {"messages": [...]}; None: questions about this Python's library.
-    heldout_prompts, heldout_samples: prompts never trained on, and answers to each, when the policy is examined.
-    best_of: samples per prompt of the best-of-n comparison.  prompt_tokens: P, longer prompts are left out.
+    A separate value model starts from the reward model or, with a program, from the policy with a head of zeros.
+
     ppo: the algorithm's settings.  value_optimizer: of a separate value model (None: as the policy's).
     reference: copy, bfloat16 (half the memory) or host (pinned host memory, fetched for each rollout).
     frozen_layers: lowest layers that, with the embeddings, are never trained; the reference then shares them.
-    pretrain: corpus settings of PPO-ptx's rows, as in pre-training; read only if ppo.ptx_coefficient is above 0.
-    labeler: the simulated labeler whose noise-free score is reported as gold, with the default questions.
+    pretrain: the corpus that PPO-ptx's rows come from (if ppo.ptx_coefficient is above 0) and on whose held-out text
+    the policy is examined, before and after.
     """
 
-    policy_from: str = "sft"
-    reward_from: str = "reward"
-    prompts: Path | None = None
-    heldout_prompts: int = 128
-    heldout_samples: int = 4
-    best_of: int = 16
-    prompt_tokens: int = 64
     ppo: PpoConfig = PpoConfig()
     value_optimizer: OptimizerConfig | None = None
     reference: Holding = "copy"
     frozen_layers: int = 0
-    pretrain: lm.LmTask = lm.LmTask()
-    labeler: SimulatedLabeler = SimulatedLabeler()
+    pretrain: CorpusConfig | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.frozen_layers < 0:
             raise ValueError(f"task.frozen_layers must not be negative, got {self.frozen_layers}")
+        if self.ppo.ptx_coefficient > 0 and self.pretrain is None:
+            raise ValueError(
+                f"task.ppo.ptx_coefficient is {self.ppo.ptx_coefficient}, but task.pretrain is None: give its corpus"
+            )
         if self.value_optimizer is not None and self.ppo.value_model == "head":
             raise ValueError(
                 "task.value_optimizer is set, but task.ppo.value_model is 'head': the policy's serves both"
@@ -80,19 +70,20 @@ def build(config: PpoTask, setup: Setup) -> Task:
         )
     if setup.steps % config.ppo.updates:
         raise ValueError(f"steps {setup.steps} is no multiple of the {config.ppo.updates} updates made on each rollout")
-    policy_folder, reward_folder = map(setup.stage_folder, (config.policy_from, config.reward_from))
-    for folder in (policy_folder, reward_folder):
-        check_model(folder, setup.model)
+    policy_folder = setup.stage_folder(config.policy_from)
+    check_model(policy_folder, setup.model)
     tokenizer = inherited_tokenizer(policy_folder, setup)
     policy, scalar = language_model(setup.model), scalar_model(setup.model)
     head = value_head(setup.model) if config.ppo.value_model == "head" else None
     first = load_policy(policy, policy_folder, setup.mesh)
-    reward, norm = load_params(scalar, reward_folder, setup.mesh, ("reward_gain", "reward_bias"))
-    frozen_models = {"reference": _reference(config, first, policy), "reward": reward} | norm
+    reward = reward_model(config.reward_from, setup)
+    frozen_models = {"reference": _reference(config, first, policy)} | reward
     tx = _optimizers(config, setup, {"policy": policy, "value": head or scalar})
     train, heldout = asked_prompts(config.prompts)
-    prompts, _ = prompt_batch([messages for messages, _ in train], tokenizer, config.prompt_tokens)
-    pretrain = _pretrain_rows(config, tokenizer)
+    prompts, report = prompt_batch([asked.messages for asked in train], tokenizer, config.prompt_tokens)
+    pretrain, bits_per_byte = None, None
+    if config.pretrain is not None:
+        pretrain, bits_per_byte = pretraining(config.pretrain, tokenizer, policy, setup)
     key = jax.random.key(setup.seed)
 
     def state_of(policy_params, value_params, key):
@@ -104,25 +95,38 @@ def build(config: PpoTask, setup: Setup) -> Task:
 
     def start(state):
         @jax.jit
-        def begin(first, reward, norm, key):
+        def begin(first, reward, key):
             copy = jax.tree.map(jnp.copy, first)  # what gets updated must not be buffers that others hold
-            own = jax.tree.map(jnp.copy, absorbed(reward, norm)) if head is None else head.init(jax.random.key(0))
+            own = _first_values(scalar, first, reward) if head is None else head.init(jax.random.key(0))
             return state_of(copy, own, jax.random.wrap_key_data(key))
 
-        return begin(first, reward, norm, state.key)
+        return begin(first, reward, state.key)
 
     def data(position):
         batch = batch_at(prompts, position, config.ppo.prompts, setup.seed, setup.share)
         n_rows = config.ppo.prompts * config.ppo.ptx_rows
-        rows = None if pretrain is None else pretrain(position, n_rows, setup.seed + 1, setup.share)
+        ptx = pretrain is not None and config.ppo.ptx_coefficient > 0
+        rows = None if not ptx else batch_at(pretrain, position, n_rows, setup.seed + 1, setup.share)
         return PpoBatch(prompts=batch, pretrain=rows)
 
     sampling = SamplingConfig(max_new_tokens=config.ppo.response_tokens, temperature=config.ppo.temperature)
+    records = [train[i].record for i in report.kept]
+    answer = answering(config.reward_program, records, tokenizer, policy, setup, sampling)
+
+    def answered(state, batch, key, position):
+        assert answer is not None
+        return replace(batch, prompts=answer(state.params["policy"], state.frozen, batch.prompts, key, position))
+
     about = {"policy": policy, "scalar": scalar, "head": head, "config": config.ppo}
     examination = Examination(config, setup, tokenizer, policy, scalar, frozen_models, heldout, sampling, name="ppo")
 
     def finish(state):
-        found = examination.full(served_policy(state), key)
+        params = served_policy(state)
+        found = examination.full(params, key)
+        if bits_per_byte is not None:
+            before = bits_per_byte(state, reference_params(frozen_models["reference"], params))
+            after = bits_per_byte(state, params)
+            found |= {"bits_per_byte_sft": before, "bits_per_byte_ppo": after, "bits_per_byte_change": after - before}
         served = "last" if config.ppo.average_decay is None else "average"
         return state, found | {"kl_target_nats": config.ppo.kl_target, "policy_weights": served}
 
@@ -130,6 +134,7 @@ def build(config: PpoTask, setup: Setup) -> Task:
         init=init,
         start=start,
         data=data,
+        answered=None if answer is None else answered,
         collect=partial(collect, **about, end_id=tokenizer.end_id),
         frozen_models=frozen_models,
         step=partial(ppo_step, **about, optimizer=tx),
@@ -140,6 +145,15 @@ def build(config: PpoTask, setup: Setup) -> Task:
         loss="ppo/score",
         data_fingerprint=f"{prompts.tokens_BP.shape[0]}-{tokenizer.fingerprint[:16]}",
     )
+
+
+def _first_values(scalar: Any, policy_params: Params, reward: dict[str, Any]) -> Params:
+    """The value model's first parameters: the reward model's or, without one, the policy's and a head of zeros."""
+    if reward:
+        norm = {name: reward[name] for name in ("reward_gain", "reward_bias")}
+        return jax.tree.map(jnp.copy, absorbed(reward["reward"], norm))
+    fresh = jax.tree.map(jnp.zeros_like, scalar.init(jax.random.key(0)))
+    return fresh | {"trunk": jax.tree.map(jnp.copy, policy_params)}
 
 
 def _reference(config: PpoTask, params: Params, policy: Model) -> Any:
@@ -162,19 +176,3 @@ def _optimizers(config: PpoTask, setup: Setup, models: dict[str, Any]) -> optax.
             {name: jax.tree.map(lambda _, name=name: name, tree) for name, tree in roles.items()},
         )
     return with_frozen_layers(tx, models["policy"], config.frozen_layers) if config.frozen_layers else tx
-
-
-def _pretrain_rows(config: PpoTask, tokenizer: Tokenizer) -> Callable[[int, int, int, Share], LmBatch] | None:
-    """(position, batch_size, seed, share) -> rows; None if no update mixes them in."""
-    if config.ppo.ptx_coefficient == 0.0:
-        return None
-    if config.pretrain.shards is not None:
-        shards = open_shards(config.pretrain.shards, "train")
-        if shards.manifest["tokenizer"] != tokenizer.fingerprint:
-            raise ValueError(
-                f"task.pretrain.shards {config.pretrain.shards!r} were made with another tokenizer than that of "
-                f"{config.policy_from!r}"
-            )
-        return shards.batch_at
-    train, _ = corpus(config.pretrain)
-    return partial(batch_at, packed_rows(train, tokenizer, config.pretrain)[0])

@@ -99,8 +99,8 @@ def draw_winners(config: RejectionTask, setup: Setup, path: Path) -> dict[str, A
     reward, norm = load_params(scalar, reward_folder, setup.mesh, ("reward_gain", "reward_bias"))
     asked, _ = asked_prompts(config.prompts)
     order = np.sort(np.random.default_rng(setup.seed).permutation(len(asked))[: config.train_prompts])
-    prompts, report = prompt_batch([asked[i][0] for i in order], tokenizer, config.prompt_tokens)
-    kept = [asked[order[index]][0] for index in report.kept]
+    prompts, report = prompt_batch([asked[i].messages for i in order], tokenizer, config.prompt_tokens)
+    kept = [asked[order[index]].messages for index in report.kept]
     sampling = SamplingConfig(max_new_tokens=config.answer_tokens, temperature=config.temperature)
     judge = Judge(setup, tokenizer, model, scalar, {"reference": params, "reward": reward} | norm, sampling)
     with status(f"sampling {config.samples} answers to each of {len(kept)} prompts"):

@@ -17,9 +17,10 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer, answers
 from gptjax.generate.engine import SamplingConfig, generate
 from gptjax.model.config import ModelConfig
+from gptjax.model.pure import scalar_model
 from gptjax.run.checkpoint import load_model
 from gptjax.run.hosts import on_first
-from gptjax.run.mesh import fetch, put
+from gptjax.run.mesh import batch_rows, fetch, put
 from gptjax.run.task import Setup
 from gptjax.train.update import initial_state
 from gptjax.types import Model, Params, PromptBatch, ScalarModel, TrainState
@@ -70,6 +71,16 @@ def load_params(
     return loaded["params"], loaded.get("extra", {})
 
 
+def reward_model(reward_from: str | None, setup: Setup) -> dict[str, Any]:
+    """reward (parameters), reward_gain and reward_bias of a trained stage, by these names; {} for None."""
+    if reward_from is None:
+        return {}
+    folder = setup.stage_folder(reward_from)
+    check_model(folder, setup.model)
+    reward, norm = load_params(scalar_model(setup.model), folder, setup.mesh, ("reward_gain", "reward_bias"))
+    return {"reward": reward} | norm
+
+
 def load_policy(model: Model, folder: Path, mesh: Mesh) -> Params:
     """The language model that a finished stage hands on; PPO's result says whether its averaged or its last weights."""
     path = folder / "result.json"
@@ -116,12 +127,12 @@ def sampler(
     """(params, prompts, key, batch_size) -> answers, compiled once."""
 
     @jax.jit
-    def sample(params: Params, prompts: PromptBatch, key: jax.Array) -> Any:
-        return generate(model, params, {}, prompts, key, sampling=sampling, end_id=tokenizer.end_id)
+    def sample(params: Params, prompts: PromptBatch, index_B: jax.Array, key: jax.Array) -> Any:
+        return generate(model, params, {}, prompts, key, sampling=sampling, end_id=tokenizer.end_id, index_B=index_B)
 
     def run(params: Params, prompts: PromptBatch, key: jax.Array, batch_size: int) -> list[Answer]:
         return answers(
-            lambda batch, key: fetch(sample(params, batch, key)),
+            lambda batch, index_B, key: fetch(sample(params, batch, index_B, key)),
             prompts,
             key,
             batch_size=batch_size,
@@ -129,6 +140,7 @@ def sampler(
             put=partial(put, mesh=setup.mesh),
             decode=tokenizer.decode,
             end_id=tokenizer.end_id,
+            multiple=batch_rows(setup.mesh),
         )
 
     return run
