@@ -1,12 +1,15 @@
 """The command line: `gptjax run | curate | generate | chat`."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-USER_ERROR = 2  # a mistake of the user's: do not restart
+from gptjax.run.exits import NUMERICAL_FAULT, PREEMPTED, USER_ERROR, NumericalFaultError, Preempted
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 _EXAMPLES = {
     "run": "gptjax run experiments/chatgpt_mini.py --workdir runs/mini --seed 1",
@@ -17,7 +20,7 @@ _EXAMPLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; exit code 0: done, 2: a user's mistake, 130: interrupted, anything else: a crash."""
+    """Run one command and exit with one of the codes in `gptjax.run.exits`, or 130 where there is nothing to save."""
     args, rest = _parser().parse_known_args(argv)
     try:
         args.command(args, rest)
@@ -26,6 +29,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS or os.environ.get("GPTJAX_TRACEBACK"):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}; nothing was deleted, mend it and run it again", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None
+    except NumericalFaultError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        raise SystemExit(NUMERICAL_FAULT) from None
+    except Preempted as stopped:
+        print(f"stopped by {stopped}: run the same command again to go on", file=sys.stderr)
+        raise SystemExit(PREEMPTED) from None
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None

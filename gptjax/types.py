@@ -87,6 +87,23 @@ class RatingBatch:
 
 @_pytree
 @dataclass(frozen=True, kw_only=True)
+class PackedCandidates:
+    """What a reward step takes: all candidates of a RewardBatch or RatingBatch, several to a row.
+
+    tokens_BT, segments_BT, positions_BT: as in LmBatch, with one segment per candidate; B counts rows.
+    last_BC: i32, place of each candidate's last token, row x T + column; 0 = no such candidate; B counts prompts.
+    judged: the batch itself, without its tokens.
+    """
+
+    tokens_BT: Any
+    segments_BT: Any
+    positions_BT: Any
+    last_BC: Any
+    judged: RewardBatch | RatingBatch
+
+
+@_pytree
+@dataclass(frozen=True, kw_only=True)
 class PreferenceBatch:
     """Pairs (C = 2) of responses to one prompt, the chosen one first, with what the reference thinks of them.
 

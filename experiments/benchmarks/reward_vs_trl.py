@@ -28,6 +28,7 @@ from transformers import GPT2ForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 from trl_peer import ForwardTokens, Sizes, Turns, report, use_cores
 
+from gptjax.data.candidates import packed
 from gptjax.model.pure import scalar_model
 from gptjax.run.mesh import MeshConfig, make_mesh, put
 from gptjax.train.reward import reward_step
@@ -92,7 +93,7 @@ class OurStep:
             ranks_BC=ranks_BC.astype(np.int32),
         )
         with jax.set_mesh(self.mesh):
-            self.batch = put(batch, self.mesh)
+            self.batch = put(packed(batch, tokens_BCT.shape[2]), self.mesh)
             self.state = jax.jit(lambda key: initial_state(model.init(key), optimizer, key))(jax.random.key(0))
         self.comparisons = 0
 

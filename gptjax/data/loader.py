@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -96,6 +97,25 @@ def evaluation_batches(rows: Rows, batch_size: int, host: int = 0, n_hosts: int 
         yield _filled(_taken(rows, np.arange(min(start, n), min(start + local, n))), local)
 
 
+def host_share(batch: Rows, host: int, n_hosts: int) -> Rows:
+    """This host's contiguous part of every array of a global batch; the parts of all hosts in order are the batch.
+
+    Args:
+        batch: any batch dataclass of NumPy arrays, nested or not, whose leading dimensions the number of hosts divides.
+        host: this host, 0..n_hosts-1.
+        n_hosts: hosts that share the batch.
+
+    Raises:
+        ValueError: sizes do not divide, or a number lies outside its range.
+    """
+
+    def part(values: np.ndarray) -> np.ndarray:
+        local = _local(len(values), host, n_hosts)
+        return values[host * local : (host + 1) * local]
+
+    return _mapped(part, batch)
+
+
 def _local(batch_size: int, host: int, n_hosts: int) -> int:
     if batch_size < 1 or n_hosts < 1 or batch_size % n_hosts:
         raise ValueError(f"batch size {batch_size} must be a positive multiple of the number of hosts, {n_hosts}")
@@ -120,4 +140,7 @@ def _filled(rows: Rows, size: int) -> Rows:
 
 
 def _mapped(change: Callable[[np.ndarray], np.ndarray], rows: Rows) -> Rows:
-    return type(rows)(**{name: None if values is None else change(values) for name, values in vars(rows).items()})
+    def changed(values: Any) -> Any:
+        return None if values is None else _mapped(change, values) if is_dataclass(values) else change(values)
+
+    return type(rows)(**{name: changed(values) for name, values in vars(rows).items()})

@@ -93,52 +93,17 @@ def weighted_by_segment(rows: LmBatch) -> LmBatch:
     return dataclasses.replace(rows, weights_BT=shares_BT.astype(np.float32))
 
 
-@dataclass(frozen=True)
-class _Pieces:
-    """Stretches of the concatenated documents; `ends` is where the piece's document ends."""
+def best_fit(sizes: np.ndarray, row_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Where each piece goes: longest first, to the fullest row that still has room for it.
 
-    starts: np.ndarray
-    sizes: np.ndarray
-    ends: np.ndarray
+    Args:
+        sizes: i64[pieces], tokens of each, 1 to row_tokens.
+        row_tokens: tokens per row (T).
 
-    @classmethod
-    def of(cls, sizes: np.ndarray, starts: np.ndarray, row_tokens: int, long: Long) -> "_Pieces":
-        begins = starts[:-1]
-        if long == "split":
-            counts = -(-sizes // row_tokens)
-            nth = _spans(np.zeros_like(counts), counts)
-            begins = np.repeat(begins, counts) + nth * row_tokens
-            ends = np.repeat(starts[1:], counts)
-            return cls(begins, np.minimum(ends - begins, row_tokens), ends)
-        kept = sizes > 0 if long == "truncate" else (sizes > 0) & (sizes <= row_tokens)
-        cut = np.minimum(sizes[kept], row_tokens)
-        return cls(begins[kept], cut, begins[kept] + cut)
-
-
-def _rows(tokens: np.ndarray, learnt: np.ndarray, pieces: _Pieces, row_tokens: int, pad_id: int) -> LmBatch:
-    """Lay the pieces of the concatenated `tokens` out in rows."""
-    rows, offsets, segments, n_rows = _best_fit(pieces.sizes, row_tokens)
-    place = _spans(rows * row_tokens + offsets, pieces.sizes)
-    source = _spans(pieces.starts, pieces.sizes)
-    following = np.minimum(source + 1, len(tokens) - 1)
-    has_next = source + 1 < np.repeat(pieces.ends, pieces.sizes)
-
-    def filled(values: np.ndarray, fill: int, dtype: type) -> np.ndarray:
-        out = np.full((n_rows, row_tokens), fill, dtype)
-        out.reshape(-1)[place] = values
-        return out
-
-    return LmBatch(
-        tokens_BT=filled(tokens[source], pad_id, np.int32),
-        targets_BT=filled(np.where(has_next, tokens[following], pad_id), pad_id, np.int32),
-        segments_BT=filled(np.repeat(segments, pieces.sizes), 0, np.int32),
-        positions_BT=filled(_spans(np.zeros_like(pieces.sizes), pieces.sizes), 0, np.int32),
-        weights_BT=filled(np.where(has_next, learnt[following], 0.0), 0, np.float32),
-    )
-
-
-def _best_fit(sizes: np.ndarray, row_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Row, offset and segment number of each piece, and the number of rows. Needs 1 <= sizes <= row_tokens."""
+    Returns:
+        (rows, offsets, segments, n_rows): row of each piece, column of its first token, its segment number (from 1 in
+        each row), and the number of rows.
+    """
     rows, offsets, segments = (np.zeros(len(sizes), np.int64) for _ in range(3))
     with_room: list[list[int]] = [[] for _ in range(row_tokens + 1)]
     occupied = 0  # bit r: some row has room for exactly r more tokens
@@ -161,10 +126,61 @@ def _best_fit(sizes: np.ndarray, row_tokens: int) -> tuple[np.ndarray, np.ndarra
     return rows, offsets, segments, len(n_segments)
 
 
-def _spans(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The ranges start..start+size of all spans, one after the other."""
+def spans(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The ranges start..start+size of all spans, one after the other.
+
+    Args:
+        starts, sizes: i64[spans].
+
+    Returns:
+        i64[sum of sizes].
+    """
     before = np.cumsum(sizes) - sizes
     return np.repeat(starts - before, sizes) + np.arange(sizes.sum())
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Stretches of the concatenated documents; `ends` is where the piece's document ends."""
+
+    starts: np.ndarray
+    sizes: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, sizes: np.ndarray, starts: np.ndarray, row_tokens: int, long: Long) -> "_Pieces":
+        begins = starts[:-1]
+        if long == "split":
+            counts = -(-sizes // row_tokens)
+            nth = spans(np.zeros_like(counts), counts)
+            begins = np.repeat(begins, counts) + nth * row_tokens
+            ends = np.repeat(starts[1:], counts)
+            return cls(begins, np.minimum(ends - begins, row_tokens), ends)
+        kept = sizes > 0 if long == "truncate" else (sizes > 0) & (sizes <= row_tokens)
+        cut = np.minimum(sizes[kept], row_tokens)
+        return cls(begins[kept], cut, begins[kept] + cut)
+
+
+def _rows(tokens: np.ndarray, learnt: np.ndarray, pieces: _Pieces, row_tokens: int, pad_id: int) -> LmBatch:
+    """Lay the pieces of the concatenated `tokens` out in rows."""
+    rows, offsets, segments, n_rows = best_fit(pieces.sizes, row_tokens)
+    place = spans(rows * row_tokens + offsets, pieces.sizes)
+    source = spans(pieces.starts, pieces.sizes)
+    following = np.minimum(source + 1, len(tokens) - 1)
+    has_next = source + 1 < np.repeat(pieces.ends, pieces.sizes)
+
+    def filled(values: np.ndarray, fill: int, dtype: type) -> np.ndarray:
+        out = np.full((n_rows, row_tokens), fill, dtype)
+        out.reshape(-1)[place] = values
+        return out
+
+    return LmBatch(
+        tokens_BT=filled(tokens[source], pad_id, np.int32),
+        targets_BT=filled(np.where(has_next, tokens[following], pad_id), pad_id, np.int32),
+        segments_BT=filled(np.repeat(segments, pieces.sizes), 0, np.int32),
+        positions_BT=filled(spans(np.zeros_like(pieces.sizes), pieces.sizes), 0, np.int32),
+        weights_BT=filled(np.where(has_next, learnt[following], 0.0), 0, np.float32),
+    )
 
 
 def _flat(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:

@@ -1,21 +1,19 @@
 """Ranked responses: 2 to 32 candidates per prompt in a weak order, as training data for a reward model."""
 
-import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
 from gptjax.data.conversations import ChatTokenizer, Message, read_messages, render_prompt
 from gptjax.data.prompts import check_prompt
 from gptjax.data.sources import string_field
-from gptjax.types import RatingBatch, RewardBatch
+from gptjax.types import RewardBatch
 
 MAX_CANDIDATES = 32
-Candidates = TypeVar("Candidates", RewardBatch, RatingBatch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,15 +199,6 @@ def candidate_rows(
         unended=sum(not response.ended for response in responses),
     )
     return tokens_BCT, lengths_BC, report
-
-
-def trimmed(batch: Candidates, multiple: int) -> Candidates:
-    """The batch without the columns that no candidate reaches; the width (T) stays a multiple of `multiple`."""
-    width = batch.tokens_BCT.shape[2]
-    needed = -(-int(batch.lengths_BC.max()) // multiple) * multiple
-    if needed >= width:
-        return batch
-    return dataclasses.replace(batch, tokens_BCT=batch.tokens_BCT[:, :, :needed])
 
 
 def read_responses(record: dict[str, Any], where: str) -> list[Response]:

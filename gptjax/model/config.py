@@ -68,18 +68,21 @@ class ModelConfig:
             "T": self.max_length,
         }
 
-    def matmul_parameters(self) -> int:
-        """Parameters that every token is multiplied with: the blocks' matrices and the unembedding."""
+    def matmul_parameters(self, *, scalar: bool = False) -> int:
+        """Parameters that every token is multiplied with: the blocks' matrices and the unembedding (or scalar head)."""
         s = self.sizes
         attention = s["D"] * s["H"] * (2 * s["N"] + 2 * s["K"])
         mlp = (3 if self.activation == "swiglu" else 2) * s["D"] * s["F"]
-        return s["L"] * (attention + mlp) + s["V"] * s["D"]
+        return s["L"] * (attention + mlp) + (1 if scalar else s["V"]) * s["D"]
 
-    def train_flops_per_token(self, length: int, *, causal: bool = True) -> float:
+    def train_flops_per_token(self, length: int, *, causal: bool = True, scalar: bool = False) -> float:
         """FLOPs of one forward and backward pass per token of rows of `length` tokens (a multiply-add is 2).
 
         6 x matmul parameters + 12 L N H T_eff; attention looks at T keys, causal attention at T / 2 on average.
+        scalar: a head of one number per token stands in place of the unembedding.
         Recomputation (remat) is not counted, as in model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B).
         """
         s = self.sizes
-        return 6.0 * self.matmul_parameters() + 12.0 * s["L"] * s["N"] * s["H"] * length / (2 if causal else 1)
+        return 6.0 * self.matmul_parameters(scalar=scalar) + 12.0 * s["L"] * s["N"] * s["H"] * length / (
+            2 if causal else 1
+        )

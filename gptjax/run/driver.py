@@ -1,25 +1,23 @@
-"""The loop: mesh, state, step, evaluate, save. One driver for every task."""
+"""From a recipe to a finished run: one driver for every stage and task."""
 
 import json
-import math
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from gptjax.optim.optimizer import learning_rate
-from gptjax.run.checkpoint import Checkpoints, abstract
+from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.experiment import Experiment, Recipe, build_task, check_layout, task_kind
-from gptjax.run.mesh import bytes_per_device, make_mesh, put
-from gptjax.run.metrics import Meter, MetricsLog
-from gptjax.run.progress import Progress, status
+from gptjax.run.goodput import Goodput
+from gptjax.run.mesh import bytes_per_device, make_mesh
+from gptjax.run.metrics import MetricsLog
 from gptjax.run.report import write_report
-from gptjax.run.task import Setup, Task
+from gptjax.run.retention import Retention
+from gptjax.run.stop import Stop
+from gptjax.run.task import Setup
+from gptjax.run.training import train
 from gptjax.run.workdir import claim, write_atomically
-from gptjax.types import TrainState
 
 
 def run(recipe: Recipe, workdir: Path) -> Path:
@@ -34,6 +32,8 @@ def run(recipe: Recipe, workdir: Path) -> Path:
 
     Raises:
         ValueError: something that the user can mend; nothing was overwritten.
+        NumericalFaultError: the numbers go wrong again and again.
+        Preempted: a signal asked to stop, and what was done is saved.
     """
     meshes = {name: make_mesh(experiment.mesh) for name, experiment in recipe.stages.items()}
     for name, experiment in recipe.stages.items():
@@ -42,20 +42,20 @@ def run(recipe: Recipe, workdir: Path) -> Path:
         except ValueError as error:
             raise ValueError(f"stage {name}: {error}") from None
     claim(recipe, workdir, environment())
-    for name, experiment in recipe.stages.items():
-        if not (workdir / name / "result.json").exists():
-            _run_stage(recipe, name, experiment, meshes[name], workdir)
-            write_report(workdir)
+    with Stop() as stop:
+        for name, experiment in recipe.stages.items():
+            if not (workdir / name / "result.json").exists():
+                _run_stage(recipe, name, experiment, meshes[name], workdir, stop)
+                write_report(workdir)
     return write_report(workdir)
 
 
-def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, workdir: Path) -> None:
-    folder = workdir / name
+def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, workdir: Path, stop: Stop) -> None:
+    folder, goodput = workdir / name, Goodput()
 
     def stage_folder(other: str) -> Path:
         return workdir / other if other in recipe.stages else Path(other)
 
-    began = time.monotonic()
     with jax.set_mesh(mesh):
         setup = Setup(
             model=experiment.model,
@@ -67,12 +67,13 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
             mesh=mesh,
             stage_folder=stage_folder,
         )
-        task = build_task(experiment, setup)
-        checkpoints = Checkpoints(folder / "checkpoints", keep=experiment.keep)
+        with stop.interruptible():
+            task = build_task(experiment, setup)
+        keep = Retention(newest=experiment.keep, best=experiment.keep_best, every=experiment.keep_every)
+        checkpoints = Checkpoints(folder / "checkpoints", keep=keep, failures=experiment.faults.failed_saves)
         log = MetricsLog(folder)
         try:
-            state, about = _restored(task, experiment, checkpoints, log)
-            state, about = _train(name, experiment, task, state, about, checkpoints, log, began)
+            state, about = train(name, experiment, task, checkpoints, log, stop, goodput)
             result = {
                 "task": task_kind(experiment),
                 "steps": experiment.steps,
@@ -83,97 +84,6 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
         finally:
             log.close()
             checkpoints.close()
-
-
-def _restored(
-    task: Task, experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog
-) -> tuple[TrainState, dict[str, Any]]:
-    """This run's newest checkpoint, else another run's weights, else fresh ones; and what was counted so far."""
-    state = jax.jit(task.init)(jax.random.key(experiment.seed))
-    restored = checkpoints.restore(abstract(state))
-    if restored is None:
-        log.resume(0)
-        return task.start(state), {"seconds": 0.0, "tokens": 0, "data_fingerprint": task.data_fingerprint}
-    state, about = restored
-    if about["data_fingerprint"] != task.data_fingerprint:
-        raise ValueError(
-            f"the data changed since the checkpoint in {checkpoints.folder} (fingerprint {about['data_fingerprint']} "
-            f"then, {task.data_fingerprint} now): restore the data, or choose another --workdir"
-        )
-    log.resume(int(state.step))
-    return state, about
-
-
-def _train(
-    name: str,
-    experiment: Experiment,
-    task: Task,
-    state: TrainState,
-    about: dict[str, Any],
-    checkpoints: Checkpoints,
-    log: MetricsLog,
-    began: float,
-) -> tuple[TrainState, dict[str, Any]]:
-    step = jax.jit(task.step, donate_argnums=0)
-    collect = None if task.collect is None else jax.jit(task.collect)
-    rate = learning_rate(experiment.optimizer, experiment.steps)
-    updates = task.updates_per_batch
-    save_every = math.ceil(experiment.save_every / updates) * updates
-    mesh, meter = jax.sharding.get_mesh(), Meter()
-    done, batch, pending = int(state.step), None, None
-    seconds_before, tokens = about["seconds"], about["tokens"]
-
-    def noted() -> dict[str, Any]:
-        return about | {"seconds": seconds_before + time.monotonic() - began, "tokens": tokens}
-
-    with Progress(name, experiment.steps, start=done) as progress:
-
-        def flush() -> None:
-            """Log the step before the newest, whose figures are on the host without waiting for the device."""
-            nonlocal tokens, pending
-            if pending is None:
-                return
-            number, figures = pending[0], {key: np.asarray(value) for key, value in pending[1].items()}
-            count = int(figures[task.tokens])
-            tokens += count
-            meter.step(count)
-            speed = meter.read() if number % 10 == 0 else {}
-            log.write(number, figures | {"optim/lr": float(np.asarray(rate(number - 1)))} | speed)
-            progress.update(
-                number,
-                loss=float(figures[task.loss]),
-                name="score" if task.loss.endswith("score") else "loss",
-                tokens_per_second=speed.get("perf/tokens_per_second"),
-            )
-            pending = None
-
-        while done < experiment.steps:
-            if done % updates == 0:
-                with meter.waiting():
-                    batch = put(task.data(done // updates), mesh)
-                if collect is not None:
-                    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), done // updates)
-                    batch = collect(state, task.frozen_models, batch, key)
-            state, metrics = step(state, batch)
-            done += 1
-            flush()
-            pending = (done, metrics)
-            if done == experiment.steps:
-                break
-            evaluate = experiment.evaluate_every is not None and done % experiment.evaluate_every == 0
-            if evaluate or done % save_every == 0:
-                flush()
-                if evaluate:
-                    log.write(done, task.evaluate(state))
-                if done % save_every == 0:
-                    checkpoints.save(state, done, noted())
-                meter.restart()
-        flush()
-    with status(f"examining {name}"):
-        state, evaluation = task.finish(state)
-    checkpoints.save(state, done, noted())
-    checkpoints.wait()
-    return state, noted() | {"evaluation": evaluation}
 
 
 def environment() -> dict[str, str]:

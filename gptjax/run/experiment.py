@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.run.faults import FaultsConfig
 from gptjax.run.mesh import MeshConfig, batch_rows
 from gptjax.run.task import Setup, Task
 from gptjax.run.tasks import dpo, grpo, lm, mlm, ppo, rejection, reward, sft
@@ -40,6 +41,9 @@ class Experiment:
     a batch.
     seed: of everything random.  evaluate_every: steps between held-out evaluations (None: at the end only).
     save_every: steps between checkpoints (PPO, GRPO: rounded up to whole rollouts).  keep: newest checkpoints kept.
+    keep_best: kept besides, those whose mean loss (or score) since the checkpoint before was the best.  keep_every:
+    checkpoints of steps that are multiples of it are kept for ever (None: none).
+    faults: what happens when something goes wrong.
     """
 
     task: LmTask | MlmTask | SftTask | RewardTask | PpoTask | DpoTask | GrpoTask | RejectionTask
@@ -52,13 +56,19 @@ class Experiment:
     evaluate_every: int | None = None
     save_every: int = 100
     keep: int = 2
+    keep_best: int = 0
+    keep_every: int | None = None
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.evaluate_every is not None and self.evaluate_every < 1:
-            raise ValueError(f"evaluate_every must be at least 1, got {self.evaluate_every}")
+        for name in ("evaluate_every", "keep_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.keep_best < 0:
+            raise ValueError(f"keep_best must not be negative, got {self.keep_best}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
@@ -99,8 +109,8 @@ def check_layout(experiment: Experiment, mesh: Mesh) -> None:
     ]
     context = mesh.shape["context"]
     for name in ("row_tokens", "prompt_tokens", "answer_tokens"):
-        if hasattr(task, name):
-            spread.append((f"task.{name}", getattr(task, name), "context", context))
+        if (size := getattr(task, name, None)) is not None:
+            spread.append((f"task.{name}", size, "context", context))
     for name in ("ppo", "grpo"):
         if config := getattr(task, name, None):
             spread.append((f"task.{name}.response_tokens", config.response_tokens, "context", context))

@@ -1,5 +1,7 @@
 """The log of a run: one JSON object per row in `metrics.jsonl`, the same numbers in TensorBoard, and throughput."""
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -12,11 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.run.progress import note
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NON_FINITE = ("nan", "inf", "-inf")  # JSON has no such numbers: they are written as these strings
 
 
 class MetricsLog:
     """Appends rows to `folder/metrics.jsonl` (flushed row by row) and to `folder/tensorboard`.
+
+    Rows that a full disk does not take are kept until it does; TensorBoard then ends there.
 
     A float is written as the shortest text that reads back as the same float64, so every float32 survives exactly;
     nan, inf and -inf are written as the strings "nan", "inf" and "-inf", which `read_metrics` turns back.
@@ -31,9 +38,10 @@ class MetricsLog:
         self._path = self._folder / "metrics.jsonl"
         self._purge_step: int | None = None
         self._writer: Any = None
+        self._waiting = b""  # rows that a full disk has not taken yet
         if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
             _rewrite(self._path, _rows(self._path))  # else the next row would join a half-written one
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one row.
@@ -48,12 +56,40 @@ class MetricsLog:
         if "step" in metrics:
             raise ValueError('a metric is called "step", the name of the row\'s own counter: rename the metric')
         row = {name: _scalar(name, value) for name, value in metrics.items()}
-        self._file.write(_line({"step": int(step)} | row))
-        self._file.flush()
+        self._waiting += _line({"step": int(step)} | row).encode()
+        self._write_waiting()
+        with contextlib.suppress(OSError):
+            self._write_events(int(step), row)
+
+    def last_step(self) -> int:
+        """The highest step that has a row, or 0."""
+        return max((row["step"] for row in _rows(self._path)), default=0)
+
+    def has_other_row(self, step: int, name: str) -> bool:
+        """Whether a row of this step lacks the metric `name`: a row of held-out figures, then."""
+        return any(row["step"] == step and name not in row for row in _rows(self._path))
+
+    def _write_waiting(self) -> None:
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(self._waiting) == len(self._waiting):
+                self._waiting = b""
+                return
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+        self._file.truncate(end)
+        rows = self._waiting.count(b"\n")
+        if rows in (1, 10, 100) or rows % 1000 == 0:
+            note(f"the disk of {self._path} is full: {rows} rows wait until it has space")
+
+    def _write_events(self, step: int, row: Mapping[str, int | float]) -> None:
         if self._writer is None:
             self._writer = _tensorboard(self._folder / "tensorboard", self._purge_step)
+        elif not self._writer.file_writer.event_writer._worker.is_alive():
+            return  # a full disk ended its thread, and its queue would block once it is full
         for name, value in row.items():
-            self._writer.add_scalar(name, value, int(step))
+            self._writer.add_scalar(name, value, step)
 
     def resume(self, step: int) -> int:
         """Forget what came after a step, before going on from it.
@@ -68,17 +104,24 @@ class MetricsLog:
             ValueError: a row that is not the last cannot be read.
         """
         self._file.close()
+        self._waiting = b""
         rows = _rows(self._path)
         kept = [row for row in rows if row["step"] <= step]
         n_lines = sum(1 for line in self._path.read_bytes().split(b"\n") if line.strip())
         _rewrite(self._path, kept)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
         self._close_writer()
         self._purge_step = step + 1
         return n_lines - len(kept)
 
     def close(self) -> None:
-        """Close both files; safe to call twice."""
+        """Close both files; safe to call twice.
+
+        Raises:
+            OSError: the disk is still full, and rows are lost.
+        """
+        if self._waiting:
+            self._file.write(self._waiting)
         self._file.close()
         self._close_writer()
 
@@ -90,7 +133,8 @@ class MetricsLog:
 
     def _close_writer(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()
             self._writer = None
 
 
@@ -234,4 +278,4 @@ def _tensorboard(folder: Path, purge_step: int | None) -> Any:
     from tensorboardX import SummaryWriter
 
     # the file name holds whole seconds only: without a suffix a quick restart would overwrite its forerunner's file
-    return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f".{time.time_ns()}")
+    return SummaryWriter(str(folder), purge_step=purge_step, max_queue=10_000, filename_suffix=f".{time.time_ns()}")

@@ -38,13 +38,13 @@ _STYLE: Any = {
 _PANELS = {  # smaller pictures: metric -> what it is (unit)
     "optim/grad_norm": "gradient norm",
     "optim/lr": "learning rate",
-    "eval/end_rate": "answers that end (fraction)",
+    "eval/end_rate": "held-out answers that end (fraction)",
     "ppo/policy_loss": "policy loss",
     "ppo/value_loss": "value loss",
     "ppo/clip_fraction": "clipped (fraction)",
     "ppo/entropy_nats_per_token": "entropy (nats/token)",
     "ppo/response_tokens": "response (tokens)",
-    "ppo/end_rate": "answers that end (fraction)",
+    "ppo/end_rate": "rollouts that end (fraction)",
 }
 
 
@@ -176,7 +176,9 @@ def rewards_and_kl(rows: Rows, evaluation: Mapping[str, Any]) -> Picture | None:
         "ppo/score": ("proxy reward", "reward units", BLUE),
         "ppo/kl_nats_per_sequence": ("KL from the SFT model", "nats per answer", ORANGE),
     }
-    drawn = [(*wanted[key], *series(rows, key)) for key in wanted if len(series(rows, key)[1])]
+    start = number(evaluation.get("gold_sft"))
+    before = [] if start is None else [{"step": 0, "ppo/gold_score": start}]  # PPO starts from the SFT model
+    drawn = [(*wanted[key], *series([*before, *rows], key)) for key in wanted if len(series(rows, key)[1])]
     if not drawn:
         return None
     figure, all_axes = _figure(len(drawn), height=0.6 + 1.45 * len(drawn))
@@ -194,12 +196,9 @@ def rewards_and_kl(rows: Rows, evaluation: Mapping[str, Any]) -> Picture | None:
 @_styled
 def frontier(rows: Rows, evaluation: Mapping[str, Any]) -> Picture | None:
     """Gold reward against the square root of KL: PPO's path, its last policy, and best of n."""
-    both = [
-        row
-        for row in rows
-        if None not in (number(row.get("ppo/gold_score")), number(row.get("ppo/kl_nats_per_sequence")))
-    ]
-    path_kl, path_gold = (smooth(series(both, key)[1]) for key in ("ppo/kl_nats_per_sequence", "ppo/gold_score"))
+    path = ("eval/kl_nats", "ppo/gold_score")
+    both = [row for row in rows if None not in (number(row.get(key)) for key in path)]
+    path_kl, path_gold = (series(both, key)[1] for key in path)
     cells = [[number(row.get(k)) for k in ("kl_nats", "gold", "n")] for row in evaluation.get("best_of_n") or []]
     best = np.array(sorted(cell for cell in cells if None not in cell), np.float64).reshape(-1, 3)
     kl, gold, gold_sft = (number(evaluation.get(key)) for key in ("kl_nats", "gold_ppo", "gold_sft"))

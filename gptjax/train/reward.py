@@ -7,12 +7,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec, reshard
 
 from gptjax import dims
 from gptjax.losses.preference import choice_loss, gap_margins, ranking_loss
 from gptjax.losses.rating import rating_loss
 from gptjax.train.update import advance
-from gptjax.types import Metrics, Params, RatingBatch, RewardBatch, ScalarModel, TrainState
+from gptjax.types import Metrics, PackedCandidates, Params, RatingBatch, RewardBatch, ScalarModel, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,39 +52,30 @@ class RewardConfig:
                 raise ValueError(f"reward.{name} belongs to objective 'ranking', not to {self.objective!r}: unset it")
 
 
-def candidate_scores(
-    params: Params, frozen: Params, batch: RewardBatch | RatingBatch, *, model: ScalarModel
-) -> jax.Array:
-    """f32[B, C], the model's value at the last real token of each candidate; one forward pass over B x C rows."""
-    batch_size, candidates, length = batch.tokens_BCT.shape
-    rows = batch_size * candidates
-    tokens_BT = jnp.reshape(batch.tokens_BCT, (rows, length), out_sharding=dims.act_spec("BT"))
-    lengths_B = jnp.reshape(batch.lengths_BC, (rows,), out_sharding=dims.act_spec("B"))
-    index_BT = jnp.broadcast_to(
-        jnp.arange(length, dtype=jnp.int32)[None], (rows, length), out_sharding=dims.act_spec("BT")
-    )
-    segments_BT = (index_BT < lengths_B[:, None]).astype(jnp.int32)
-    values_BT = model.values(params, frozen, tokens_BT, segments_BT, index_BT)
-    last_BT = index_BT == lengths_B[:, None] - 1
-    scores_B = jnp.sum(jnp.where(last_BT, values_BT, 0.0), axis=1)
-    return jnp.reshape(scores_B, (batch_size, candidates), out_sharding=dims.act_spec("BC"))
+def candidate_scores(params: Params, frozen: Params, batch: PackedCandidates, *, model: ScalarModel) -> jax.Array:
+    """f32[B, C], the model's value at the last token of each candidate; one forward pass over the packed rows."""
+    values_BT = model.values(params, frozen, batch.tokens_BT, batch.segments_BT, batch.positions_BT)
+    values_BT = reshard(values_BT, PartitionSpec(None, None))  # a candidate's row may be on another device
+    row_BC, column_BC = jnp.divmod(batch.last_BC, values_BT.shape[1])
+    scores_BC = values_BT.at[row_BC, column_BC].get(out_sharding=dims.act_spec("BC"))
+    return jnp.where(batch.judged.lengths_BC > 0, scores_BC, 0.0)
 
 
 def reward_step(
     state: TrainState,
-    batch: RewardBatch | RatingBatch,
+    batch: PackedCandidates,
     *,
     model: ScalarModel,
     optimizer: optax.GradientTransformation,
     config: RewardConfig = RewardConfig(),
 ) -> tuple[TrainState, Metrics]:
-    """One update; all candidates of a prompt belong to one batch element, and dropout is off.
+    """One update; all candidates of a prompt belong to one batch, none sees another, and dropout is off.
 
     A candidate whose score is not finite is left out of the loss and counted.
 
     Args:
         state: params of `model`.
-        batch: ranked candidates, or rated ones with objective "rating".
+        batch: ranked candidates, or rated ones with objective "rating", packed into rows.
         model: the reward model.
         optimizer: the update rule.
         config: the objective and its options.
@@ -96,23 +88,23 @@ def reward_step(
 
     def loss_fn(params):
         scores_BC = candidate_scores(params, state.frozen, batch, model=model)
-        loss_sum, count, metrics = _objective(scores_BC, batch, config)
+        loss_sum, count, metrics = _objective(scores_BC, batch.judged, config)
         loss = loss_sum / jnp.where(count > 0, count, 1)
-        return loss, {"reward/loss": loss, **metrics, **_score_metrics(scores_BC, batch.lengths_BC > 0)}
+        return loss, {"reward/loss": loss, **metrics, **_score_metrics(scores_BC, batch.judged.lengths_BC > 0)}
 
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     after, figures = advance(state, grads, optimizer, loss=loss)
-    return after, metrics | {"reward/tokens": jnp.sum(batch.lengths_BC)} | figures
+    return after, metrics | {"reward/tokens": jnp.sum(batch.judged.lengths_BC)} | figures
 
 
 def _objective(
-    scores_BC: jax.Array, batch: RewardBatch | RatingBatch, config: RewardConfig
+    scores_BC: jax.Array, judged: RewardBatch | RatingBatch, config: RewardConfig
 ) -> tuple[jax.Array, jax.Array, Metrics]:
     """(loss_sum, count, metrics) of the configured loss."""
-    if isinstance(batch, RatingBatch) != (config.objective == "rating"):
-        raise ValueError(f"reward.objective {config.objective!r} does not go with a {type(batch).__name__}")
-    if isinstance(batch, RatingBatch):
-        loss_sum, weight_sum, aux = rating_loss(scores_BC, batch.ratings_BC, batch.weights_BC)
+    if isinstance(judged, RatingBatch) != (config.objective == "rating"):
+        raise ValueError(f"reward.objective {config.objective!r} does not go with a {type(judged).__name__}")
+    if isinstance(judged, RatingBatch):
+        loss_sum, weight_sum, aux = rating_loss(scores_BC, judged.ratings_BC, judged.weights_BC)
         error = aux["absolute"] / jnp.where(weight_sum > 0, weight_sum, 1)
         return (
             loss_sum,
@@ -124,15 +116,15 @@ def _objective(
             },
         )
     if config.objective == "choice":
-        loss_sum, count, aux = choice_loss(scores_BC, batch.ranks_BC)
+        loss_sum, count, aux = choice_loss(scores_BC, judged.ranks_BC)
     else:
-        margins_BCC = batch.margins_BCC
+        margins_BCC = judged.margins_BCC
         if config.gap_margins:
-            by_gap_BCC = gap_margins(batch.ranks_BC, config.gap_margins)
+            by_gap_BCC = gap_margins(judged.ranks_BC, config.gap_margins)
             margins_BCC = by_gap_BCC if margins_BCC is None else margins_BCC + by_gap_BCC
         loss_sum, count, aux = ranking_loss(
             scores_BC,
-            batch.ranks_BC,
+            judged.ranks_BC,
             margins_BCC,
             label_smoothing=config.label_smoothing,
             center=config.center,

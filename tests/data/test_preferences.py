@@ -15,7 +15,6 @@ from gptjax.data.preferences import (
     dense,
     read_preferences,
     reward_batch,
-    trimmed,
 )
 
 
@@ -70,14 +69,6 @@ def test_margins_belong_to_pairs():
     assert np.argwhere(batch.margins_BCC).tolist() == [[1, 0, 2]]
     assert batch.margins_BCC[1, 0, 2] == 1.5
     assert reward_batch([plain, given], TOKENIZER, 8)[0].margins_BCC is None
-
-
-def test_columns_without_tokens_are_cut_to_a_multiple():
-    # 7 tokens at most: 8 columns hold them; a multiple of 16 is no narrower than what there is
-    batch, _ = reward_batch([comparison("20", "21")], TOKENIZER, 13)
-    assert trimmed(batch, 4).tokens_BCT.shape == (1, 2, 8)
-    assert trimmed(batch, 16) is batch
-    np.testing.assert_array_equal(trimmed(batch, 4).tokens_BCT, batch.tokens_BCT[:, :, :8])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from gptjax.data.candidates import packed
 from gptjax.generate.engine import SamplingConfig, generate
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.run.mesh import put
@@ -203,11 +204,8 @@ def test_one_reward_update_equals_trl_over_all_pairs_of_a_prompt(models):
     loss.backward()
     theirs = gpt2.scalar(models.scalar, True)
 
-    batch = RewardBatch(
-        tokens_BCT=jnp.asarray(tokens[None], jnp.int32),
-        lengths_BC=jnp.asarray(lengths[None], jnp.int32),
-        ranks_BC=jnp.asarray(ranks[None], jnp.int32),
-    )
+    ranked = RewardBatch(tokens_BCT=tokens[None], lengths_BC=lengths[None], ranks_BC=ranks[None])
+    batch = jax.tree.map(partial(jnp.asarray, dtype=jnp.int32), packed(ranked, 2 * length))
     optimizer = optax.sgd(1.0)
     state = initial_state(models.params["value"], optimizer, jax.random.key(0))
     after, metrics = reward_step(state, batch, model=models.scalar_model, optimizer=optimizer)

@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -134,18 +136,30 @@ def test_rankings_are_learnt_counted_and_normalised_by_demonstrations(folder, on
     assert all(np.isfinite(found[name]) for name in figures)
 
 
-def test_columns_that_no_candidate_reaches_are_cut_off(folder, one_device):
-    batch = task(folder).data(0)
-    assert batch.tokens_BCT.shape[2] % 8 == 0
-    assert batch.lengths_BC.max() <= batch.tokens_BCT.shape[2] < 24 + 16
+def test_candidates_share_rows_whose_number_is_that_of_every_batch(folder, one_device):
+    ready = task(folder)
+    batches = [ready.data(position) for position in range(5)]
+    assert {batch.tokens_BT.shape for batch in batches} == {batches[0].tokens_BT.shape}
+    rows, columns = batches[0].tokens_BT.shape
+    assert columns == 24 + 16
+    for batch in batches:
+        real = batch.judged.lengths_BC.sum()
+        assert rows < 8 * 3
+        assert np.count_nonzero(batch.segments_BT) == real > rows * columns / 2
+
+
+def test_rows_too_short_for_a_candidate_are_refused():
+    message = r"task\.row_tokens 100 is below task\.prompt_tokens 64 \+ task\.answer_tokens 48"
+    with pytest.raises(ValueError, match=message):
+        RewardTask(row_tokens=100)
 
 
 def test_the_demonstrations_have_mean_zero_after_normalisation(folder, one_device):
     ready = task(folder)
     state = ready.start(drawn(ready.init))
     after, found = ready.finish(state)
-    batch = put(jax.tree.map(lambda *x: np.concatenate(x), *(ready.data(n) for n in range(35))), one_device)
-    raw_BC = candidate_scores(state.params, {}, batch, model=scalar_model(MODEL))
+    score = jax.jit(partial(candidate_scores, model=scalar_model(MODEL)))
+    raw_BC = jnp.concatenate([score(state.params, {}, put(ready.data(n), one_device)) for n in range(35)])
     # 35 batches of 8 hold each of the 35 comparisons 8 times; the demonstration is the first candidate of each, and the
     # bias is that of 16 of them
     mean = float(np.mean(np.asarray(normalised(raw_BC, after.extra))[:, 0]))

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from gptjax.data.candidates import packed
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model, scalar_model, value_head
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
@@ -24,6 +25,7 @@ from gptjax.train.reference import upper_layers, with_frozen_layers
 from gptjax.train.reward import RewardConfig, reward_step
 from gptjax.train.rollout import collect
 from gptjax.train.sft import sft_step
+from gptjax.train.update import initial_state
 from gptjax.types import (
     GroupRollout,
     LmBatch,
@@ -32,7 +34,6 @@ from gptjax.types import (
     PromptBatch,
     RatingBatch,
     RewardBatch,
-    TrainState,
 )
 
 ONE = MeshConfig(data=1)
@@ -66,7 +67,7 @@ def lm_batch(rng, rows=16, length=16):
     )
 
 
-def reward_batch(rng, prompts=16, candidates=4, length=12):
+def ranked(rng, prompts=16, candidates=4, length=12):
     lengths = rng.integers(3, length + 1, (prompts, candidates), np.int32)
     lengths[:, -1] *= rng.integers(0, 2, prompts, np.int32)
     ranks = np.where(lengths > 0, rng.integers(1, 4, lengths.shape), 0)
@@ -75,25 +76,23 @@ def reward_batch(rng, prompts=16, candidates=4, length=12):
     return RewardBatch(tokens_BCT=tokens, lengths_BC=lengths, ranks_BC=ranks.astype(np.int32), margins_BCC=margins)
 
 
+def reward_batch(rng):
+    return packed(ranked(rng), 16, multiple=8)
+
+
 def rating_batch(rng):
-    ranked = reward_batch(rng)
-    ratings = rng.uniform(1, 7, ranked.ranks_BC.shape).astype(np.float32)
-    weights = np.where(ranked.ranks_BC > 1, 1.5, 0.0).astype(np.float32)
-    return RatingBatch(
-        tokens_BCT=ranked.tokens_BCT, lengths_BC=ranked.lengths_BC, ratings_BC=ratings, weights_BC=weights
+    given = ranked(rng)
+    ratings = rng.uniform(1, 7, given.ranks_BC.shape).astype(np.float32)
+    weights = np.where(given.ranks_BC > 1, 1.5, 0.0).astype(np.float32)
+    rated = RatingBatch(
+        tokens_BCT=given.tokens_BCT, lengths_BC=given.lengths_BC, ratings_BC=ratings, weights_BC=weights
     )
+    return packed(rated, 16, multiple=8)
 
 
 def state_of(params, tx):
-    key = jax.random.key_data(jax.random.key(7))
-    return TrainState(
-        step=jnp.int32(0),
-        params=params,
-        opt_state=tx.init(params),
-        key=key,
-        frozen={},
-        extra=initial_extra(PPO, params["policy"]) if "policy" in params else {},
-    )
+    extra = initial_extra(PPO, params["policy"]) if "policy" in params else {}
+    return initial_state(params, tx, jax.random.key(7), **extra)
 
 
 def lm_task(kind, step, **switches):

@@ -10,6 +10,7 @@ import optax
 import pytest
 from tables import table_of_values
 
+from gptjax.data.candidates import packed
 from gptjax.losses.preference import ranking_loss
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import scalar_model
@@ -17,7 +18,7 @@ from gptjax.run.mesh import put
 from gptjax.train.reward import RewardConfig, candidate_scores, reward_step
 from gptjax.train.rollout import last_score
 from gptjax.train.update import initial_state
-from gptjax.types import RatingBatch, RewardBatch
+from gptjax.types import PackedCandidates, RatingBatch, RewardBatch
 
 SGD, MODEL = optax.sgd(1.0), table_of_values()
 STEP = jax.jit(partial(reward_step, model=MODEL, optimizer=SGD))
@@ -27,7 +28,8 @@ RANKS = np.array([[1, 2, 3], [2, 1, 0]], np.int32)
 
 
 def batch(mesh, tokens=TOKENS, lengths=LENGTHS, ranks=RANKS):
-    return put(RewardBatch(tokens_BCT=tokens, lengths_BC=lengths, ranks_BC=ranks), mesh)
+    """Packed into rows that are twice as wide as the candidates' array."""
+    return put(packed(RewardBatch(tokens_BCT=tokens, lengths_BC=lengths, ranks_BC=ranks), 2 * tokens.shape[2]), mesh)
 
 
 def updated(batch, values=(0.1, 0.7, -0.4, 0.3)):
@@ -117,7 +119,9 @@ def test_options_reach_the_loss_and_leave_the_reported_likelihood_alone(one_devi
     )
     config = RewardConfig(gap_margins=(0.5, 2.0), label_smoothing=0.1, center=0.01)
     state = initial_state({"value": jnp.asarray([0.1, 0.7, -0.4, 0.3])}, SGD, jax.random.key(0))
-    _, metrics = jax.jit(partial(reward_step, model=MODEL, optimizer=SGD, config=config))(state, put(given, one_device))
+    _, metrics = jax.jit(partial(reward_step, model=MODEL, optimizer=SGD, config=config))(
+        state, put(packed(given, 8), one_device)
+    )
     expected = 0.9 * np.log1p(np.exp(1.85)) + 0.1 * np.log1p(np.exp(-1.1 + 0.75)) + 0.01 * 0.3**2
     np.testing.assert_allclose(metrics["reward/loss"], expected, rtol=1e-6)
     np.testing.assert_allclose(metrics["reward/loss_nats"], np.log1p(np.exp(1.1)), rtol=1e-6)
@@ -135,7 +139,7 @@ def test_a_step_towards_ratings_by_hand(one_device):
     )
     state = initial_state({"value": jnp.zeros(4)}, SGD, jax.random.key(0))
     step = jax.jit(partial(reward_step, model=MODEL, optimizer=SGD, config=RewardConfig(objective="rating")))
-    after, metrics = step(state, put(given, one_device))
+    after, metrics = step(state, put(packed(given, 8), one_device))
     np.testing.assert_allclose(after.params["value"], [0, -8 / 3, 2, 0], atol=1e-6)
     np.testing.assert_allclose(metrics["reward/loss"], 17 / 3, rtol=1e-6)
     np.testing.assert_allclose(metrics["reward/absolute_error_points"], 7 / 3, rtol=1e-6)
@@ -214,14 +218,75 @@ class RolloutRows:
 def test_padding_content_changes_no_bit_and_nothing_is_dropped_out(transformer, one_device):
     model, params = transformer
     step = jax.jit(partial(reward_step, model=model, optimizer=SGD))
-    inside = np.arange(4) < LENGTHS[:, :, None]
-    other = np.where(inside, TOKENS, 9).astype(np.int32)
-    expected, metrics = step(initial_state(params, SGD, jax.random.key(0)), batch(one_device))
-    found, same = step(initial_state(params, SGD, jax.random.key(1)), batch(one_device, other))  # another key, too
+    rows = packed(RewardBatch(tokens_BCT=TOKENS, lengths_BC=LENGTHS, ranks_BC=RANKS), 8)
+    other = dataclasses.replace(rows, tokens_BT=np.where(rows.segments_BT > 0, rows.tokens_BT, 9).astype(np.int32))
+    expected, metrics = step(initial_state(params, SGD, jax.random.key(0)), put(rows, one_device))
+    found, same = step(initial_state(params, SGD, jax.random.key(1)), put(other, one_device))  # another key, too
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), expected.params, params)
     assert any(jax.tree.leaves(changed))
     for a, b in zip(jax.tree.leaves((found.params, same)), jax.tree.leaves((expected.params, metrics)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def drawn_batch(rng, prompts=4, candidates=5, length=8):
+    """Ranked candidates of random lengths, some of them absent; tokens 1 to 15."""
+    lengths = rng.integers(1, length + 1, (prompts, candidates), np.int32)
+    lengths[:, -1] *= rng.integers(0, 2, prompts, np.int32)
+    ranks = np.where(lengths > 0, rng.integers(1, 4, lengths.shape), 0).astype(np.int32)
+    tokens = rng.integers(1, 16, (prompts, candidates, length), np.int32)
+    return RewardBatch(tokens_BCT=tokens, lengths_BC=lengths, ranks_BC=ranks)
+
+
+def alone(given):
+    """Each candidate in a row of its own, padded on the right."""
+    length = given.tokens_BCT.shape[2]
+    lengths_B1 = given.lengths_BC.reshape(-1, 1)
+    column_BT = np.broadcast_to(np.arange(length, dtype=np.int32), (len(lengths_B1), length))
+    last_B1 = np.arange(len(lengths_B1))[:, None] * length + np.maximum(lengths_B1 - 1, 0)
+    return PackedCandidates(
+        tokens_BT=given.tokens_BCT.reshape(-1, length),
+        segments_BT=(column_BT < lengths_B1).astype(np.int32),
+        positions_BT=column_BT,
+        last_BC=last_B1.reshape(given.lengths_BC.shape).astype(np.int32),
+        judged=dataclasses.replace(given, tokens_BCT=None),
+    )
+
+
+def test_a_packed_step_equals_the_step_on_candidates_in_rows_of_their_own(transformer, one_device):
+    model, params = transformer
+    step = jax.jit(partial(reward_step, model=model, optimizer=SGD))
+    for seed in range(5):
+        given = drawn_batch(np.random.default_rng(seed))
+        rows = packed(given, 16, rows=9)
+        assert rows.tokens_BT.shape == (9, 16)  # instead of 20 rows of 8, 2 to 6 candidates in most of them
+        state = initial_state(params, SGD, jax.random.key(0))
+        expected, metrics = step(state, put(alone(given), one_device))
+        found, same = step(state, put(rows, one_device))
+        assert metrics["optim/grad_norm"] > 0.01
+        for name, value in metrics.items():
+            np.testing.assert_allclose(same[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+        for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_candidate_does_not_feel_what_else_is_in_its_row(transformer, one_device):
+    # three candidates fill one row; the middle one has tokens 1 to 4, its neighbours tokens above
+    model, params = transformer
+    tokens = np.array([[[9, 10, 11, 12], [1, 2, 3, 4], [13, 14, 15, 9]]], np.int32)
+    lengths, ranks = np.array([[4, 3, 3]], np.int32), np.array([[1, 2, 3]], np.int32)
+    given = packed(RewardBatch(tokens_BCT=tokens, lengths_BC=lengths, ranks_BC=ranks), 10)
+    assert given.segments_BT.tolist() == [[1] * 4 + [2] * 3 + [3] * 3]
+    other = np.where(given.segments_BT != 2, 16 - given.tokens_BT, given.tokens_BT).astype(np.int32)
+
+    def middle(params, rows):
+        return jnp.sum(jnp.where(jnp.arange(3)[None] == 1, candidate_scores(params, {}, rows, model=model), 0.0))
+
+    score = jax.jit(jax.value_and_grad(middle))
+    value, grads = score(params, put(given, one_device))
+    changed, _ = score(params, put(dataclasses.replace(given, tokens_BT=other), one_device))
+    assert float(value) == float(changed) != 0.0
+    slope_V = np.abs(grads["trunk"]["embedding_VD"]).sum(axis=1)
+    assert np.flatnonzero(slope_V).tolist() == [1, 2, 3]
 
 
 def test_a_trained_table_approaches_the_ceiling_of_bradley_terry_labels(one_device):

@@ -7,6 +7,7 @@ import optax
 import pytest
 from tables import bigram, table_of_values
 
+from gptjax.data.candidates import packed
 from gptjax.run.mesh import put
 from gptjax.train.lm import lm_step
 from gptjax.train.ppo import PpoConfig, initial_extra, minibatch, ppo_step
@@ -65,7 +66,7 @@ def test_one_step_of_a_reward_table(one_device):
         ranks_BC=np.array([[1, 2, 0]], np.int32),
     )
     step = jax.jit(lambda s, b: reward_step(s, b, model=table_of_values(), optimizer=sgd))
-    after, metrics = step(state, put(batch, one_device))
+    after, metrics = step(state, put(packed(batch, 4), one_device))
     np.testing.assert_allclose(metrics["reward/loss_nats"], np.log(2), rtol=1e-6)
     np.testing.assert_allclose(after.params["value"], [0, 0.5, -0.5, 0], atol=1e-6)
     assert float(metrics["reward/accuracy"]) == 0.5  # equal scores are half right

@@ -10,12 +10,14 @@ from tabular import CONFIG, ITERATIONS, POLICY, adam, first_state
 from tabular_world import END, accepted, figures, frozen_models, prompts, scalar_tables, table_model
 
 from gptjax.model.config import ModelConfig
-from gptjax.run import driver
 from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.experiment import Experiment
+from gptjax.run.goodput import Goodput
 from gptjax.run.metrics import MetricsLog, read_metrics, same_losses
+from gptjax.run.stop import Stop
 from gptjax.run.task import Task
 from gptjax.run.tasks.ppo import PpoTask
+from gptjax.run.training import train
 from gptjax.train.ppo import ppo_step, served_policy
 from gptjax.train.rollout import collect
 
@@ -58,8 +60,7 @@ def run(folder, task, config, rollouts, *, save_every):
     )
     checkpoints, log = Checkpoints(folder / "checkpoints", keep=2), MetricsLog(folder)
     try:
-        state, about = driver._restored(task, experiment, checkpoints, log)
-        return driver._train("ppo", experiment, task, state, about, checkpoints, log, 0.0)
+        return train("ppo", experiment, task, checkpoints, log, Stop(), Goodput())
     finally:
         log.close()
         checkpoints.close()

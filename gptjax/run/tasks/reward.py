@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax.data.candidates import epoch_rows, packed, rows_needed
 from gptjax.data.labeler import SimulatedLabeler
 from gptjax.data.loader import batch_at, evaluation_batches
-from gptjax.data.preferences import Comparison, read_preferences, reward_batch, trimmed
+from gptjax.data.preferences import Comparison, read_preferences, reward_batch
 from gptjax.data.prompts import prompt_batch
 from gptjax.data.python_questions import questions, unanswered_questions
 from gptjax.data.ratings import RatedResponses, rating_batch, read_ratings
@@ -22,7 +22,7 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import optimizer
-from gptjax.run.mesh import put
+from gptjax.run.mesh import batch_rows, put
 from gptjax.run.progress import status
 from gptjax.run.task import Setup, Task
 from gptjax.run.tasks.comparisons import permuted, simulated_comparisons, write_comparisons
@@ -45,7 +45,8 @@ class RewardTask:
     comparisons: the last tenth of them).
     With reward.objective "rating" these files hold {"messages", "responses": [{"content", "rating": 1 to 7}]} instead.
     train_prompts, heldout_prompts: how many questions are asked when comparisons are simulated.
-    prompt_tokens, answer_tokens: P and R; a row has P + R tokens, longer ones are dropped and counted.
+    prompt_tokens, answer_tokens: P and R; a prompt with a candidate of more than P + R tokens is dropped and counted.
+    row_tokens: of a packed row, which holds several candidates; None: P + R.
     reward: the objective, its options, and the normalisation of the scores.
     normalisation_prompts: training prompts whose demonstrations set the bias of the scores; with normalisation
     "reference", `start_from` answers them once each, which sets bias and gain.
@@ -59,6 +60,7 @@ class RewardTask:
     heldout_prompts: int = 256
     prompt_tokens: int = 64
     answer_tokens: int = 48
+    row_tokens: int | None = None
     reward: RewardConfig = RewardConfig()
     normalisation_prompts: int = 256
     labeler: SimulatedLabeler = SimulatedLabeler()
@@ -69,6 +71,12 @@ class RewardTask:
             raise ValueError("reward.objective 'rating' needs a file of ratings: set task.comparisons")
         if self.reward.objective == "rating" and self.permute_labels:
             raise ValueError("task.permute_labels shuffles ranks, which reward.objective 'rating' does not read")
+        longest = self.prompt_tokens + self.answer_tokens
+        if self.row_tokens is not None and self.row_tokens < longest:
+            raise ValueError(
+                f"task.row_tokens {self.row_tokens} is below task.prompt_tokens {self.prompt_tokens} + "
+                f"task.answer_tokens {self.answer_tokens}: a candidate must fit in a row"
+            )
         if self.normalisation_prompts < 2:
             raise ValueError(f"task.normalisation_prompts must be at least 2, got {self.normalisation_prompts}")
 
@@ -77,8 +85,8 @@ def build(config: RewardTask, setup: Setup) -> Task:
     """The task, with its comparisons read or simulated."""
     upstream = setup.stage_folder(config.start_from)
     check_model(upstream, setup.model)
-    row_tokens = config.prompt_tokens + config.answer_tokens
-    if row_tokens > setup.model.max_length:
+    longest = config.prompt_tokens + config.answer_tokens
+    if longest > setup.model.max_length:
         raise ValueError(
             f"task.prompt_tokens {config.prompt_tokens} + task.answer_tokens {config.answer_tokens} are above "
             f"model.max_length {setup.model.max_length}"
@@ -86,8 +94,11 @@ def build(config: RewardTask, setup: Setup) -> Task:
     tokenizer = inherited_tokenizer(upstream, setup)
     train, heldout = comparisons(config, setup, tokenizer, upstream)
     most = max(len(comparison.responses) for comparison in [*train, *heldout])
-    rows, train, train_figures = _rendered("training", train, tokenizer, row_tokens, most, setup)
-    heldout_rows, heldout, heldout_figures = _rendered("held-out", heldout, tokenizer, row_tokens, most, setup)
+    rows, train, train_figures = _rendered("training", train, tokenizer, longest, most)
+    heldout_rows, heldout, heldout_figures = _rendered("held-out", heldout, tokenizer, longest, most)
+    row_tokens = config.row_tokens or longest
+    pack = partial(packed, row_tokens=row_tokens, multiple=batch_rows(setup.mesh))
+    train_rows = epoch_rows(rows, setup.batch_size, setup.seed, row_tokens)
     model = scalar_model(setup.model)
     tx = optimizer(setup.optimizer, setup.steps, model.roles, model.letters)
     place = partial(put, mesh=setup.mesh)
@@ -97,7 +108,9 @@ def build(config: RewardTask, setup: Setup) -> Task:
         return candidate_scores(params, {}, batch, model=model)
 
     def scores(params, chosen: Rows) -> np.ndarray:
-        pieces = [np.asarray(score(params, place(b))) for b in evaluation_batches(chosen, setup.batch_size)]
+        batches = list(evaluation_batches(chosen, setup.batch_size))
+        most = max(rows_needed(batch.lengths_BC, row_tokens) for batch in batches)
+        pieces = [np.asarray(score(params, place(pack(batch, rows=most)))) for batch in batches]
         return np.concatenate(pieces)[: len(chosen.lengths_BC)]
 
     def start(state):
@@ -128,13 +141,13 @@ def build(config: RewardTask, setup: Setup) -> Task:
     return Task(
         init=lambda key: _state(model.init(key), tx, jax.random.fold_in(key, 1)),
         start=start,
-        data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed),
+        data=lambda position: pack(batch_at(rows, position, setup.batch_size, setup.seed), rows=train_rows),
         step=partial(reward_step, model=model, optimizer=tx, config=config.reward),
         evaluate=evaluate,
         finish=finish,
         tokens="reward/tokens",
         loss="reward/loss",
-        flops_per_token=setup.model.train_flops_per_token(rows.tokens_BCT.shape[2]),
+        flops_per_token=setup.model.train_flops_per_token(row_tokens, scalar=True),
         data_fingerprint=_fingerprint(rows),
     )
 
@@ -160,19 +173,16 @@ def comparisons(
 
 
 def _rendered(
-    split: str, given: list[Judged], tokenizer: Tokenizer, row_tokens: int, candidates: int, setup: Setup
+    split: str, given: list[Judged], tokenizer: Tokenizer, row_tokens: int, candidates: int
 ) -> tuple[Rows, list[Judged], dict[str, int]]:
-    """(rows, what they render, what became of the split); columns that no candidate reaches are cut off."""
-    multiple = math.lcm(8, setup.mesh.shape["context"])
+    """(rows, what they render, what became of the split)."""
     ranked = [judged for judged in given if isinstance(judged, Comparison)]
     rated = [judged for judged in given if isinstance(judged, RatedResponses)]
     rows: Rows
     if rated:
         rows, report = rating_batch(rated, tokenizer, row_tokens, candidates=candidates)
-        rows = trimmed(rows, multiple)
     else:
         rows, report = reward_batch(ranked, tokenizer, row_tokens, candidates=candidates)
-        rows = trimmed(rows, multiple)
     kept = [given[index] for index in report.kept]
     return rows, kept, data_figures(split, rows, kept, report)
 
@@ -187,7 +197,7 @@ def _reference_samples(
     params, _ = load_params(policy, upstream, setup.mesh)
     draw = sampler(policy, setup, tokenizer, SamplingConfig(max_new_tokens=config.answer_tokens))
     answers = draw(params, prompts, jax.random.key(setup.seed), setup.batch_size)
-    return sampled_rows(prompts, answers, math.lcm(8, setup.mesh.shape["context"]))
+    return sampled_rows(prompts, answers)
 
 
 def _simulate(config: RewardTask, setup: Setup, tokenizer: Tokenizer, upstream: Path, paths: dict[str, Path]) -> None:

@@ -128,16 +128,15 @@ def data_figures(split: str, rows: Rows, judged: Sequence[Judged], report: Rewar
     }
 
 
-def sampled_rows(prompts: PromptBatch, answers: Sequence[Answer], multiple: int) -> RewardBatch:
-    """One candidate per prompt (all ranked 1): the prompt and the answer's tokens, padded to a multiple of columns."""
+def sampled_rows(prompts: PromptBatch, answers: Sequence[Answer]) -> RewardBatch:
+    """One candidate per prompt (all ranked 1): the prompt and the answer's tokens."""
     columns = prompts.tokens_BP.shape[1]
     ids = [
         [*tokens_P[columns - length :], *answer.tokens]
         for tokens_P, length, answer in zip(prompts.tokens_BP, prompts.lengths_B, answers, strict=True)
     ]
     lengths_BC = np.array([[len(row)] for row in ids], np.int32)
-    width = -(-int(lengths_BC.max()) // multiple) * multiple
-    tokens_BCT = np.zeros((len(ids), 1, width), np.int32)
+    tokens_BCT = np.zeros((len(ids), 1, lengths_BC.max()), np.int32)
     for row, tokens in enumerate(ids):
         tokens_BCT[row, 0, : len(tokens)] = tokens
     return RewardBatch(tokens_BCT=tokens_BCT, lengths_BC=lengths_BC, ranks_BC=np.ones_like(lengths_BC))

@@ -1,0 +1,274 @@
+"""The loop of a stage: restore, step, evaluate, save, and what happens when a signal comes or the numbers go wrong."""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from gptjax.optim.optimizer import learning_rate
+from gptjax.run.checkpoint import Checkpoints, abstract
+from gptjax.run.exits import NumericalFaultError, Preempted
+from gptjax.run.experiment import Experiment
+from gptjax.run.faults import LossWatch, repeated
+from gptjax.run.goodput import Goodput
+from gptjax.run.mesh import put
+from gptjax.run.metrics import Meter, MetricsLog
+from gptjax.run.progress import Progress, note, status
+from gptjax.run.stop import Stop
+from gptjax.run.task import Task
+from gptjax.run.watchdog import Watchdog
+from gptjax.types import TrainState
+
+
+def train(
+    name: str,
+    experiment: Experiment,
+    task: Task,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    stop: Stop,
+    goodput: Goodput,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Train a stage to its end, from its newest checkpoint on if there is one.
+
+    Returns:
+        The final state, which is saved, and what the stage's result says of the training.
+
+    Raises:
+        ValueError: the data changed, or the checkpoints cannot be read or written.
+        NumericalFaultError: the numbers go wrong again and again.
+        Preempted: a signal asked to stop; what was done is saved.
+    """
+    with goodput("restore"):
+        state, about = restored(task, experiment, checkpoints, log)
+    goodput.add(about.pop("seconds_by_use", {}))
+    loop = _Loop(name, experiment, task, checkpoints, log, stop, goodput, state, about)
+    try:
+        loop.run()
+        with status(f"examining {name}"), goodput("evaluate"), stop.interruptible():
+            loop.state, evaluation = task.finish(loop.state)
+    except Preempted as error:
+        loop.save(now=True)
+        raise Preempted(f"{error}: step {loop.done} of stage {name} is saved") from None
+    loop.save(now=True)
+    return loop.state, loop.noted() | {"evaluation": evaluation}
+
+
+def restored(
+    task: Task, experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog
+) -> tuple[TrainState, dict[str, Any]]:
+    """This run's newest good checkpoint, else another run's weights, else fresh ones; and what was counted so far."""
+    state = jax.jit(task.init)(jax.random.key(experiment.seed))
+    found, reached = checkpoints.restore(abstract(state)), log.last_step()
+    if found is None:
+        log.resume(0)
+        about = {"tokens": 0, "rollbacks": 0, "reached": reached, "data_fingerprint": task.data_fingerprint}
+        return task.start(state), about
+    state, about = found
+    if about["data_fingerprint"] != task.data_fingerprint:
+        raise ValueError(
+            f"the data or the tokenizer changed since the checkpoint in {checkpoints.folder} (fingerprint "
+            f"{about['data_fingerprint']} then, {task.data_fingerprint} now): restore the data, or choose another "
+            "--workdir"
+        )
+    log.resume(int(state.step))
+    return state, about | {"reached": max(about["reached"], reached)}
+
+
+class _Loop:
+    """A stage under way: its state after `done` updates, and all that looks after it."""
+
+    def __init__(
+        self,
+        name: str,
+        experiment: Experiment,
+        task: Task,
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+        stop: Stop,
+        goodput: Goodput,
+        state: TrainState,
+        about: dict[str, Any],
+    ):
+        self.state, self.about, self.done = state, about, int(state.step)
+        self._experiment, self._task = experiment, task
+        self._checkpoints, self._log, self._stop, self._goodput = checkpoints, log, stop, goodput
+        faults, updates = experiment.faults, task.updates_per_batch
+        self._step = jax.jit(task.step, donate_argnums=0)
+        self._step_again = jax.jit(task.step)  # keeps its arguments, so that it can be repeated
+        self._collect = None if task.collect is None else jax.jit(task.collect)
+        self._rate = learning_rate(experiment.optimizer, experiment.steps)
+        self._save_every = math.ceil(experiment.save_every / updates) * updates
+        self._mesh, self._meter = jax.sharding.get_mesh(), Meter()
+        self._offset = int(state.extra["data_offset"])
+        self._batch: Any = None
+        self._pending: tuple[int, Any] | None = None
+        self._called: set[Any] = set()
+        self._losses: list[float] = []
+        is_score = task.loss.endswith("score")
+        self._sign = 1.0 if is_score else -1.0
+        self._watch = LossWatch(faults.bad_steps, None if is_score else faults.spike_deviations)
+        self._dog = Watchdog(faults.stall_seconds)
+        self._progress = Progress(name, experiment.steps, start=self.done)
+
+    def run(self) -> None:
+        """Make the updates that are left."""
+        with self._progress, self._goodput("step"):
+            try:
+                if self._is_due(self._experiment.evaluate_every) and not self._is_evaluated():
+                    self._evaluate()  # a signal broke it off
+                while self.done < self._experiment.steps or self._pending is not None:
+                    self._go_on()
+            finally:
+                self._dog.rest()
+
+    def _go_on(self) -> None:
+        """One update, and what is due after it; or, after the last one, its figures, which may lead back."""
+        if self.done == self._experiment.steps:
+            self._flush()
+            return
+        if self.done % self._task.updates_per_batch == 0:
+            if self._stop.asked(self.done):
+                raise Preempted(self._stop.reason)
+            self._next_batch()
+        number = self.done + 1
+        with self._goodput("lost" if number <= self.about["reached"] else "step"):
+            self._update(number)
+        if self.done == number:  # else the step before was one too many bad ones, and the run went back
+            self._evaluate_and_save(number)
+
+    def noted(self) -> dict[str, Any]:
+        """What is kept with a checkpoint, besides the state."""
+        uses = self._goodput.read()
+        return self.about | {"seconds": sum(uses.values()), "seconds_by_use": uses}
+
+    def save(self, *, now: bool = False) -> None:
+        """Save the state: in the background, or now."""
+        self._flush()
+        score = self._sign * float(np.mean(self._losses)) if self._losses else None
+        save = self._checkpoints.save_now if now else self._checkpoints.save
+        with self._goodput("save"):
+            save(self.state, self.done, self.noted(), score=score)
+        self._losses = []
+
+    def _next_batch(self) -> None:
+        position = self.done // self._task.updates_per_batch
+        with self._goodput("data"), self._meter.waiting(), self._stop.interruptible():
+            batch = put(self._task.data(position + self._offset), self._mesh)
+        if self._collect is not None:
+            key = jax.random.fold_in(jax.random.wrap_key_data(self.state.key), position)
+            with self._goodput("rollout"):
+                batch = self._call(self._collect, self.state, self._task.frozen_models, batch, key)
+            self._stop.check()
+        self._batch = batch
+
+    def _update(self, number: int) -> None:
+        every = self._experiment.faults.replay_every
+        if every is not None and number % every == 0:
+            step = partial(self._call, self._step_again)
+            self.state, metrics = repeated(step, self.state, self._batch, number)
+        else:
+            self.state, metrics = self._call(self._step, self.state, self._batch)
+        self.done = number
+        self._flush()
+        if self.done == number:
+            self._pending = (number, metrics)
+
+    def _call(self, function: Any, *arguments: Any) -> Any:
+        """A first call compiles, which takes as long as it takes."""
+        if function in self._called:
+            return function(*arguments)
+        self._dog.rest()
+        with self._goodput("compile"):
+            found = function(*arguments)
+        self._called.add(function)
+        return found
+
+    def _flush(self) -> None:
+        """Log the step before the newest, whose figures are on the host without waiting for the device."""
+        if self._pending is None:
+            return
+        number, metrics = self._pending
+        self._pending = None
+        figures = {key: np.asarray(value) for key, value in metrics.items()}
+        self._dog.heard()
+        count, loss = int(figures[self._task.tokens]), float(figures[self._task.loss])
+        self.about["tokens"] += count
+        self._losses.append(loss)
+        self._meter.step(count)
+        speed = self._meter.read() | self._uses() if number % 10 == 0 else {}
+        self._log.write(number, figures | {"optim/lr": float(np.asarray(self._rate(number - 1)))} | speed)
+        self._progress.update(
+            number,
+            loss=loss,
+            name="score" if self._sign > 0 else "loss",
+            tokens_per_second=speed.get("perf/tokens_per_second"),
+        )
+        first_bad = self._watch.see(number, loss, skipped=bool(figures["optim/updates_skipped"]))
+        if first_bad is not None:
+            self._go_back(first_bad, number)
+
+    def _uses(self) -> dict[str, float]:
+        return {f"perf/{use}_seconds": seconds for use, seconds in self._goodput.read().items()}
+
+    def _is_due(self, every: int | None) -> bool:
+        last = self.done == self._experiment.steps
+        return every is not None and self.done > 0 and (last or self.done % every == 0)
+
+    def _is_evaluated(self) -> bool:
+        return self._log.has_other_row(self.done, self._task.loss)
+
+    def _evaluate_and_save(self, number: int) -> None:
+        evaluate = self._is_due(self._experiment.evaluate_every)
+        # the last checkpoint is written after `finish`, with what that adds
+        save = self.done % self._save_every == 0 and self.done < self._experiment.steps
+        if not evaluate and not save:
+            return
+        self._flush()
+        if self.done != number:
+            return
+        if evaluate:
+            self._evaluate()
+        if save:
+            self.save()
+        self._meter.restart()
+
+    def _evaluate(self) -> None:
+        self._dog.rest()
+        with self._goodput("evaluate"):
+            if self.done % self._task.updates_per_batch == 0:
+                with self._stop.interruptible():
+                    figures = self._task.evaluate(self.state)
+            else:  # between two updates on one rollout, which is not saved
+                figures = self._task.evaluate(self.state)
+        self._log.write(self.done, figures)
+
+    def _go_back(self, first_bad: int, last_bad: int) -> None:
+        """To the newest checkpoint before the bad steps; the batches up to the last of them are passed over."""
+        updates, faults = self._task.updates_per_batch, self._experiment.faults
+        what = f"updates {first_bad} to {last_bad} were not finite, or had spikes for a loss"
+        if self.about["rollbacks"] >= faults.rollbacks:
+            raise NumericalFaultError(
+                f"{what}, after {self.about['rollbacks']} rollbacks: change what makes them go wrong, such as "
+                "optimizer.peak_lr, and start a new run; the checkpoints before them are good"
+            )
+        self._dog.rest()
+        with self._goodput("restore"):
+            found = self._checkpoints.restore(abstract(self.state), before=first_bad)
+        if found is None:
+            raise NumericalFaultError(f"{what}, and there is no checkpoint before them to go back to")
+        state, about = found
+        step = int(state.step)
+        self._offset += (last_bad - 1) // updates + 1 - step // updates
+        offset = jax.device_put(np.int32(self._offset), state.extra["data_offset"].sharding)
+        self.state = dataclasses.replace(state, extra=state.extra | {"data_offset": offset})
+        self.about["tokens"] = about["tokens"]
+        self.about["rollbacks"] += 1
+        self.about["reached"] = max(self.about["reached"], self.done)
+        self.done, self._pending, self._losses = step, None, []
+        self._log.resume(step)
+        self._watch.restart()
+        note(f"{what}: back to step {step}, passing over the batches up to those of step {last_bad}")
