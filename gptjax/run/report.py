@@ -144,6 +144,9 @@ def _section(stage: Stage) -> str:
     parts += [pieces.figure(picture) for picture in _pictures(stage) if picture]
     if details := words.details(stage.task, stage.evaluation):
         parts.append(pieces.paragraph(details + "."))
+    uses = stage.result.get("seconds_by_use")
+    if isinstance(uses, dict) and (sentence := words.time_use(uses)):
+        parts.append(pieces.paragraph(sentence + "."))
     return "\n".join([*parts, _texts(stage)])
 
 

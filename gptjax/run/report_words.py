@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from gptjax.run.progress import duration
 from gptjax.run.series import number
 
 Figures: TypeAlias = Mapping[str, Any]  # a stage's evaluation
@@ -105,6 +106,16 @@ def sentence(task: str, figures: Figures) -> str:
 def details(task: str, figures: Figures) -> str:
     """The remaining figures in a line without its full stop."""
     return _joined(_DETAILS.get(task, {}), figures)
+
+
+def time_use(seconds: Figures) -> str:
+    """Where the time went, the largest uses first, without the full stop; uses below a hundredth are left out."""
+    uses = sorted(((number(value) or 0.0, use) for use, value in seconds.items()), reverse=True)
+    whole = sum(value for value, _ in uses)
+    if whole <= 0:
+        return ""
+    shares = [f"{use} {value / whole:.0%}" for value, use in uses if value >= 0.01 * whole]
+    return f"Time: {', '.join(shares)} of {duration(whole)}"
 
 
 def count(value: Any) -> str:

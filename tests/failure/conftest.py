@@ -3,16 +3,15 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-STAGES = ("lm", "sft", "reward", "ppo")
 RECIPE = Path(__file__).parent / "tiny.py"
 
 
@@ -48,6 +47,14 @@ def write_data(folder: Path) -> None:
     lines("prompts.jsonl", [{"messages": ask(a, b)} for a, b in pairs])
 
 
+class Ended(NamedTuple):
+    """code: exit code.  output: stdout and stderr.  seconds: from the signal to the end."""
+
+    code: int
+    output: str
+    seconds: float
+
+
 class Runner:
     """Starts `gptjax run tests/failure/tiny.py` on the same data, with one compilation cache."""
 
@@ -79,21 +86,20 @@ class Runner:
         assert process.returncode == 0, output[-3000:]
         return output
 
-    def kill_when(self, workdir: Path, moment: Callable[[], bool], sign: int = signal.SIGKILL) -> bool:
-        """Kill the command as soon as the moment has come; False if it finished first."""
-        process = self.start(workdir)
+    def stop_when(self, workdir: Path, moment: Callable[[], bool], sign: int, *options: str) -> Ended:
+        """Send the command a signal as soon as the moment has come, and wait for its end."""
+        process = self.start(workdir, *options)
         deadline = time.monotonic() + 900
-        while time.monotonic() < deadline:
-            if moment():
-                process.send_signal(sign)
-                process.communicate()
-                return True
-            if process.poll() is not None:
-                assert process.returncode == 0, process.communicate()[0][-3000:]
-                return False
+        while not moment():
+            assert process.poll() is None, f"ended too early: {process.communicate()[0][-3000:]}"
+            if time.monotonic() > deadline:
+                process.kill()
+                raise AssertionError(f"the moment never came: {process.communicate()[0][-3000:]}")
             time.sleep(0.002)
-        process.kill()
-        raise AssertionError("the moment never came")
+        began = time.monotonic()
+        process.send_signal(sign)
+        output, _ = process.communicate(timeout=900)
+        return Ended(process.returncode, output, time.monotonic() - began)
 
 
 @pytest.fixture(scope="session")

@@ -1,85 +1,68 @@
-"""kill -9 at any moment of any stage, then the same command: bitwise the losses of a run that nobody touched."""
+"""Stopped at any moment of any stage, by kill -9 or by a signal, then the same command: bitwise the same losses."""
 
-import json
 import signal
-import time
-from pathlib import Path
 
 import pytest
+from moments import MOMENTS, STAGES, assert_same_run, flip_a_bit
 
-from gptjax.run.metrics import read_metrics, same_losses
+from gptjax.run.exits import PREEMPTED
+from gptjax.run.metrics import read_metrics
 
-STAGES = ("lm", "sft", "reward", "ppo")
-UPDATES = 4  # per rollout
-
-
-def rows(stage: Path) -> int:
-    path = stage / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def compiling(stage: Path):
-    """The stage has begun and its first step is not done: tracing and compiling take nearly all of that time."""
-    began = []
-
-    def moment() -> bool:
-        if (stage / "checkpoints").exists() and rows(stage) == 0:
-            began.append(time.monotonic())
-        return bool(began) and time.monotonic() - began[0] > 0.3
-
-    return moment
-
-
-def stepping(stage: Path):
-    return lambda: rows(stage) >= 9
-
-
-def saving(stage: Path):
-    return lambda: any(stage.glob("checkpoints/*tmp*"))
+KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+SHORT = [
+    ("lm", "compiling", KILL),
+    ("lm", "stepping", TERM),
+    ("lm", "saving", KILL),
+    ("sft", "evaluating", TERM),
+    ("sft", "saving", KILL),
+    ("reward", "stepping", KILL),
+    ("reward", "saving", INT),
+    ("ppo", "compiling", TERM),
+    ("ppo", "rolling out", KILL),
+    ("ppo", "rolling out again", TERM),
+]
+FULL = [
+    (stage, moment, sign)
+    for stage in STAGES
+    for moment in MOMENTS
+    for sign in (KILL, TERM)
+    if stage == "ppo" or not moment.startswith("rolling")
+]
 
 
-def rolling_out(stage: Path):
-    """The last update on a rollout is logged, so the next rollout is under way."""
-    return lambda: rows(stage) >= 2 * UPDATES
+def interrupt_at(runner, workdir, interruptions) -> None:
+    for stage, moment, sign in interruptions:
+        ended = runner.stop_when(workdir, MOMENTS[moment](workdir / stage), sign)
+        assert ended.code == (-sign if sign == KILL else PREEMPTED), f"{stage}, {moment}: {ended.output[-2000:]}"
+        if sign != KILL:
+            assert "saving at the next safe point" in ended.output
+            assert "run the same command again to go on" in ended.output
 
 
-MOMENTS = {"compiling": compiling, "stepping": stepping, "saving": saving, "rolling out": rolling_out}
-SHORT = [("lm", "saving"), ("reward", "stepping"), ("ppo", "rolling out")]
-FULL = [(stage, moment) for stage in STAGES for moment in MOMENTS if stage == "ppo" or moment != "rolling out"]
-
-
-def assert_same_run(workdir: Path, expected: Path) -> None:
-    for stage in STAGES:
-        assert same_losses(workdir / stage / "metrics.jsonl", expected / stage / "metrics.jsonl") == [], stage
-        ours, theirs = (json.loads((run / stage / "result.json").read_text()) for run in (workdir, expected))
-        assert ours["evaluation"] == theirs["evaluation"], stage
-        assert ours["tokens"] == theirs["tokens"], stage
-    assert not list(workdir.glob("*/checkpoints/*tmp*"))
-
-
-def kill_at(runner, workdir: Path, moments) -> None:
-    for stage, moment in moments:
-        assert runner.kill_when(workdir, MOMENTS[moment](workdir / stage)), f"{stage} ended before {moment}"
-    runner.finish(workdir)
-
-
-def test_runs_killed_in_a_save_a_step_and_a_rollout_end_with_the_same_losses(runner, uninterrupted, tmp_path):
-    kill_at(runner, tmp_path / "run", SHORT)
+def test_ten_interruptions_of_four_stages_leave_the_same_losses(runner, uninterrupted, tmp_path):
+    interrupt_at(runner, tmp_path / "run", SHORT)
+    runner.finish(tmp_path / "run")
     assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_flipped_bit_in_the_newest_checkpoint_costs_only_the_steps_since_the_one_before(
+    runner, uninterrupted, tmp_path
+):
+    workdir = tmp_path / "run"
+    interrupt_at(runner, workdir, [("lm", "evaluating", TERM)])
+    step = flip_a_bit(workdir / "lm")
+    output = runner.finish(workdir)
+    assert f"the checkpoint of step {step} is damaged (model." in output
+    assert "is not what was saved" in output
+    assert (workdir / "lm" / "checkpoints" / f"{step}.damaged").exists()
+    assert_same_run(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_runs_killed_at_every_moment_of_every_stage_end_with_the_same_losses(runner, uninterrupted, tmp_path):
-    kill_at(runner, tmp_path / "run", FULL)
+def test_interruptions_at_every_moment_of_every_stage_leave_the_same_losses(runner, uninterrupted, tmp_path):
+    interrupt_at(runner, tmp_path / "run", FULL)
+    runner.finish(tmp_path / "run")
     assert_same_run(tmp_path / "run", uninterrupted)
-
-
-def test_ctrl_c_says_how_to_go_on(runner, uninterrupted, tmp_path):
-    workdir = tmp_path / "run"
-    assert runner.kill_when(workdir, stepping(workdir / "lm"), signal.SIGINT)
-    output = runner.finish(workdir)
-    assert "report:" in output
-    assert_same_run(workdir, uninterrupted)
 
 
 def test_every_step_is_logged_once(uninterrupted):

@@ -1,0 +1,80 @@
+"""Moments of a run at which it is interrupted, seen from outside in what it has written so far."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gptjax.run.metrics import same_losses
+
+STAGES = ("lm", "sft", "reward", "ppo")
+UPDATES = 4  # per rollout
+Moment = Callable[[], bool]
+
+
+def rows(stage: Path) -> int:
+    path = stage / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def compiling(stage: Path) -> Moment:
+    """The stage has begun and its first step is not done: tracing and compiling take nearly all of that time."""
+    began = []
+
+    def moment() -> bool:
+        if (stage / "checkpoints").exists() and rows(stage) == 0:
+            began.append(time.monotonic())
+        return bool(began) and time.monotonic() - began[0] > 0.3
+
+    return moment
+
+
+def stepping(stage: Path) -> Moment:
+    return lambda: rows(stage) >= 9
+
+
+def evaluating(stage: Path) -> Moment:
+    """The row of step 10 is there, and its held-out figures come next."""
+    return lambda: rows(stage) >= 10
+
+
+def saving(stage: Path) -> Moment:
+    return lambda: any(stage.glob("checkpoints/*tmp*"))
+
+
+def rolling_out(stage: Path) -> Moment:
+    """The last update on a rollout is logged, so the next rollout is under way."""
+    return lambda: rows(stage) >= 2 * UPDATES
+
+
+def rolling_out_again(stage: Path) -> Moment:
+    return lambda: rows(stage) >= 3 * UPDATES + 1  # a row of held-out figures came in between
+
+
+MOMENTS = {
+    "compiling": compiling,
+    "stepping": stepping,
+    "evaluating": evaluating,
+    "saving": saving,
+    "rolling out": rolling_out,
+    "rolling out again": rolling_out_again,
+}
+
+
+def assert_same_run(workdir: Path, expected: Path) -> None:
+    for stage in STAGES:
+        assert same_losses(workdir / stage / "metrics.jsonl", expected / stage / "metrics.jsonl") == [], stage
+        ours, theirs = (json.loads((run / stage / "result.json").read_text()) for run in (workdir, expected))
+        assert ours["evaluation"] == theirs["evaluation"], stage
+        assert ours["tokens"] == theirs["tokens"], stage
+    assert not list(workdir.glob("*/checkpoints/*tmp*"))
+
+
+def flip_a_bit(stage: Path) -> str:
+    """Damage the numbers in the newest checkpoint of a stage; returns its step."""
+    newest = max((path for path in (stage / "checkpoints").iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
+    largest = max((newest / "model").rglob("*"), key=lambda path: path.stat().st_size)
+    raw = bytearray(largest.read_bytes())
+    raw[len(raw) // 2] ^= 16
+    largest.write_bytes(raw)
+    return newest.name
