@@ -84,11 +84,6 @@ class LossWatch:
         spread = 1.4826 * statistics.median(abs(x - median) for x in self._window)
         return loss > median + self._deviations * max(spread, 1e-6 * abs(median))
 
-    def restart(self) -> None:
-        """The run went back: what was seen no longer holds."""
-        self._window.clear()
-        self._first = None
-
 
 def repeated(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, batch: Any, number: int) -> tuple[Any, Any]:
     """What a step gives, made twice.

@@ -61,14 +61,6 @@ class MetricsLog:
         with contextlib.suppress(OSError):
             self._write_events(int(step), row)
 
-    def last_step(self) -> int:
-        """The highest step that has a row, or 0."""
-        return max((row["step"] for row in _rows(self._path)), default=0)
-
-    def has_other_row(self, step: int, name: str) -> bool:
-        """Whether a row of this step lacks the metric `name`: a row of held-out figures, then."""
-        return any(row["step"] == step and name not in row for row in _rows(self._path))
-
     def _write_waiting(self) -> None:
         end = os.fstat(self._file.fileno()).st_size
         try:

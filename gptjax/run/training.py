@@ -15,7 +15,7 @@ from gptjax.run.experiment import Experiment
 from gptjax.run.faults import LossWatch, repeated
 from gptjax.run.goodput import Goodput
 from gptjax.run.mesh import put
-from gptjax.run.metrics import Meter, MetricsLog
+from gptjax.run.metrics import Meter, MetricsLog, read_metrics
 from gptjax.run.progress import Progress, note, status
 from gptjax.run.stop import Stop
 from gptjax.run.task import Task
@@ -62,7 +62,8 @@ def restored(
 ) -> tuple[TrainState, dict[str, Any]]:
     """This run's newest good checkpoint, else another run's weights, else fresh ones; and what was counted so far."""
     state = jax.jit(task.init)(jax.random.key(experiment.seed))
-    found, reached = checkpoints.restore(abstract(state)), log.last_step()
+    found = checkpoints.restore(abstract(state))
+    reached = max((row["step"] for row in _history(checkpoints)), default=0)
     if found is None:
         log.resume(0)
         about = {"tokens": 0, "rollbacks": 0, "reached": reached, "data_fingerprint": task.data_fingerprint}
@@ -76,6 +77,12 @@ def restored(
         )
     log.resume(int(state.step))
     return state, about | {"reached": max(about["reached"], reached)}
+
+
+def _history(checkpoints: Checkpoints) -> list[dict[str, Any]]:
+    """The rows that this stage has logged so far, in any process."""
+    path = checkpoints.folder.parent / "metrics.jsonl"
+    return read_metrics(path) if path.exists() else []
 
 
 class _Loop:
@@ -110,7 +117,8 @@ class _Loop:
         self._losses: list[float] = []
         is_score = task.loss.endswith("score")
         self._sign = 1.0 if is_score else -1.0
-        self._watch = LossWatch(faults.bad_steps, None if is_score else faults.spike_deviations)
+        self._spike = None if is_score else faults.spike_deviations
+        self._watch = self._watched()
         self._dog = Watchdog(faults.stall_seconds)
         self._progress = Progress(name, experiment.steps, start=self.done)
 
@@ -219,7 +227,16 @@ class _Loop:
         return every is not None and self.done > 0 and (last or self.done % every == 0)
 
     def _is_evaluated(self) -> bool:
-        return self._log.has_other_row(self.done, self._task.loss)
+        rows = [row for row in _history(self._checkpoints) if row["step"] == self.done]
+        return any(self._task.loss not in row for row in rows)
+
+    def _watched(self) -> LossWatch:
+        """A watch that has seen the steps that led to this state, be it after a restart or after going back."""
+        watch = LossWatch(self._experiment.faults.bad_steps, self._spike)
+        for row in _history(self._checkpoints):
+            if row["step"] <= self.done and self._task.loss in row:
+                watch.see(row["step"], row[self._task.loss], skipped=bool(row["optim/updates_skipped"]))
+        return watch
 
     def _evaluate_and_save(self, number: int) -> None:
         evaluate = self._is_due(self._experiment.evaluate_every)
@@ -270,5 +287,5 @@ class _Loop:
         self.about["reached"] = max(self.about["reached"], self.done)
         self.done, self._pending, self._losses = step, None, []
         self._log.resume(step)
-        self._watch.restart()
+        self._watch = self._watched()
         note(f"{what}: back to step {step}, passing over the batches up to those of step {last_bad}")

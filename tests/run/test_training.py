@@ -285,7 +285,7 @@ def test_a_device_that_computes_wrongly_is_found(tmp_path, one_device):
         w = jax.pure_callback(flaky, shape, after.params["w"])
         return dataclasses.replace(after, params={"w": w}), metrics
 
-    with pytest.raises(NumericalFaultError, match=r"step 12, made twice .*such as 0\.params\.w\)"):
+    with pytest.raises(NumericalFaultError, match=r"step 15, made twice .*such as 0\.params\.w\)"):
         run(tmp_path, toy(step=step_on_flaky), experiment(faults=FaultsConfig(replay_every=3)))
 
 
