@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptjax import cli
+from gptjax.run.exits import NumericalFaultError, Preempted
 
 MINI = str(Path(__file__).parents[1] / "experiments" / "chatgpt_mini.py")
 
@@ -107,6 +108,30 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
         cli.main(["run", MINI])
     assert stop.value.code == 130
     assert capsys.readouterr().err == "interrupted: run the same command again to go on\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (Preempted("SIGTERM: step 8 of stage lm is saved"), 75, "stopped by SIGTERM: step 8 of stage lm is saved: run"),
+        (NumericalFaultError("updates 1 to 5 were not finite"), 70, "stopped: updates 1 to 5 were not finite"),
+        (
+            OSError(30, "Read-only file system", "runs/a"),
+            2,
+            "error: runs/a: Read-only file system; nothing was deleted",
+        ),
+        (OSError(28, "No space left on device"), 2, "error: No space left on device; nothing was deleted"),
+    ],
+)
+def test_how_a_run_ended_is_said_in_words_and_in_the_exit_code(error, code, words, capsys, monkeypatch):
+    def ended(*args):
+        raise error
+
+    monkeypatch.setattr("gptjax.run.load.load_recipe", ended)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", MINI])
+    assert stop.value.code == code
+    assert capsys.readouterr().err.startswith(words)
 
 
 def test_help_does_not_wait_for_jax():

@@ -1,5 +1,6 @@
 """The metrics log survives kills and compares bit for bit."""
 
+import errno
 import itertools
 import json
 import subprocess
@@ -171,3 +172,43 @@ def test_restart_forgets_a_pause():
 def test_importing_the_module_leaves_tensorboardx_alone():
     code = "import sys, gptjax.run.metrics; print('tensorboardX' in sys.modules, 'jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
+
+
+class FullDisk:
+    """A file whose disk is full for some writes; the first of them still takes half a row."""
+
+    def __init__(self, file, times):
+        self._file, self._left, self._torn = file, times, False
+
+    def write(self, raw):
+        if not self._left:
+            return self._file.write(raw)
+        self._left -= 1
+        if not self._torn:
+            self._torn = True
+            return self._file.write(raw[: len(raw) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+def test_rows_wait_until_a_full_disk_has_space_again(tmp_path, capsys):
+    with MetricsLog(tmp_path) as log:
+        log.write(1, {"a": 1.0})
+        log._file = FullDisk(log._file, 3)
+        for step in (2, 3, 4):
+            log.write(step, {"a": float(step)})
+            assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+        log.write(5, {"a": 5.0})
+        assert [row["a"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert "is full: 1 rows wait until it has space" in capsys.readouterr().err
+
+
+def test_rows_that_never_found_space_are_an_error(tmp_path):
+    log = MetricsLog(tmp_path)
+    log._file = FullDisk(log._file, 9)
+    log.write(1, {"a": 1.0})
+    with pytest.raises(OSError, match="No space left"):
+        log.close()
+    log._file.close()
