@@ -35,13 +35,14 @@ def load(run: Path, stage: str | None) -> LoadedModel:
     """The model of a stage of a run (None: the last finished one that can talk).
 
     Raises:
-        ValueError: no run there, or the stage is unknown, unfinished or cannot talk.
+        ValueError: no run there, or the stage is unknown, unfinished or cannot talk, or its tokenizer was exchanged.
     """
     chosen, task = choose_stage(run, stage)
     start_jax()
     folder = run / chosen
     config = ModelConfig(**_read(folder / "model.json"))
     tokenizer = Tokenizer.load(_existing(folder / "tokenizer.model"))
+    _check_tokenizer(folder, tokenizer)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = load_policy(language_model(config), folder, mesh)
@@ -80,6 +81,16 @@ def choose_stage(run: Path, stage: str | None) -> tuple[str, str]:
     if stage not in able:
         raise ValueError(f"stage {stage!r} is a {tasks[stage]} model, which does not talk; {can_talk}")
     return stage, tasks[stage]
+
+
+def _check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Raise ValueError if the tokenizer is not the one that the stage was trained with, as far as its result says."""
+    _, dash, trained_with = _read(folder / "result.json").get("data_fingerprint", "").rpartition("-")
+    if dash and trained_with != tokenizer.fingerprint[:16]:
+        raise ValueError(
+            f"{folder / 'tokenizer.model'} is not the tokenizer that the model was trained with (fingerprint "
+            f"{trained_with} then, {tokenizer.fingerprint[:16]} now): restore the file"
+        )
 
 
 _LISTED = f"{', '.join(_TALKS[:-1])} or {_TALKS[-1]} stage"

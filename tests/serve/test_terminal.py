@@ -16,7 +16,7 @@ from gptjax.model.pure import language_model, scalar_model
 from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.mesh import MeshConfig, make_mesh
 from gptjax.serve import terminal
-from gptjax.serve.model import load
+from gptjax.serve.model import choose_stage, load
 from gptjax.train.update import initial_state
 
 CONFIG = ModelConfig(vocab_size=300, layers=1, width=16, heads=2, hidden=32, max_length=96)
@@ -261,3 +261,15 @@ def test_characters_are_written_whole(tuned):
     answer = terminal.speak(iter(ids), tokenizer, written.append)
     assert [part for part in written if part] == ["é", "\u4e2d", "\U0001f600", "\ufffd"]
     assert (answer.text, answer.ended) == ("é\u4e2d\U0001f600\ufffd", True)
+
+
+def test_an_exchanged_tokenizer_is_refused(run, quiet_start):
+    stage = choose_stage(run, None)[0]
+    path = run / stage / "result.json"
+    before = path.read_text()
+    try:
+        path.write_text(json.dumps(json.loads(before) | {"data_fingerprint": "0123-fedcba9876543210"}))
+        with pytest.raises(ValueError, match=r"tokenizer\.model is not the tokenizer .*fedcba9876543210 then"):
+            load(run, None)
+    finally:
+        path.write_text(before)
