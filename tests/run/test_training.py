@@ -274,7 +274,7 @@ def test_a_device_that_computes_wrongly_is_found(one_device):
     calls = []
 
     def flaky(state, batch):
-        after, metrics = step(state, batch)
+        after, metrics = jax.jit(step)(state, batch)
         calls.append(1)
         w = np.array(after.params["w"])
         w.view(np.uint32)[2] ^= 4 * (len(calls) == 2)  # one bit, in the second of two equal calls
