@@ -56,7 +56,10 @@ class Tokenizer:
         """
         from gptjax.data.byte_tokenizer import MARK, ByteTokenizer
 
-        model = Path(path).read_bytes()
+        try:
+            model = Path(path).read_bytes()
+        except FileNotFoundError:
+            raise ValueError(f"{path}: there is no such tokenizer") from None
         if model == MARK:
             return ByteTokenizer()
         try:

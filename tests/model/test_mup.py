@@ -101,7 +101,7 @@ def coordinates(config, mesh, steps=4):
         cache, h_BTD = model.prefill(
             params, {}, rows.tokens_BT, rows.segments_BT, rows.positions_BT, slots=rows.tokens_BT.shape[1]
         )
-        return cache.k_LBSKH, cache.v_LBSKH, model.unembed(params, {}, h_BTD)
+        return jnp.stack(cache.k_BKSH), jnp.stack(cache.v_BKSH), model.unembed(params, {}, h_BTD)
 
     state = initial_state(jax.jit(model.init)(jax.random.key(0)), tx, jax.random.key(1))
     before = look(state.params)
@@ -134,7 +134,7 @@ def test_depth_scaling_keeps_what_all_branches_add(one_device):
         config = at(32, layers=layers, mup_base_layers=2, unroll=layers)
         model = language_model(config)
         params = jax.jit(model.init)(jax.random.key(0))
-        h_BTD = jax.jit(model.hidden)(params, {}, rows.tokens_BT, rows.segments_BT, rows.positions_BT)
+        h_BTD, _ = jax.jit(model.hidden)(params, {}, rows.tokens_BT, rows.segments_BT, rows.positions_BT)
         assert np.isfinite(h_BTD).all()
         spread = float(np.std(params["blocks"]["mlp"]["w_out_FD"]))
         sizes[layers] = spread * layers**0.5 / config.depth_ratio

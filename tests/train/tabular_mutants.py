@@ -105,18 +105,18 @@ _PPO: dict[str, Context] = {
 @contextmanager
 def _kl_as_loss(token_loss: Callable[[jax.Array, Any, jax.Array], jax.Array] | None):
     """RLOO without KL in the reward; `token_loss` (log-probabilities, rows, mask) is added instead, per answer."""
-    judged, rloo_loss = group_module.judged_groups, grpo_module._rloo_loss
+    judged, rloo_sum = group_module.judged_groups, grpo_module._rloo_sum
 
     def free(*args):
         return judged(*args[:-1], replace(args[-1], kl_coefficient=0.0))
 
     def mutant(logp_BR, mask_BR, rows, how):
-        loss, aux = rloo_loss(logp_BR, mask_BR, rows, how)
+        loss_sum, aux = rloo_sum(logp_BR, mask_BR, rows, how)
         if token_loss is None:
-            return loss, aux
-        return loss + BETA * jnp.sum(token_loss(logp_BR, rows, mask_BR)) / mask_BR.shape[0], aux
+            return loss_sum, aux
+        return loss_sum + BETA * jnp.sum(token_loss(logp_BR, rows, mask_BR)), aux
 
-    with mock.patch.object(group_module, "judged_groups", free), mock.patch.object(grpo_module, "_rloo_loss", mutant):
+    with mock.patch.object(group_module, "judged_groups", free), mock.patch.object(grpo_module, "_rloo_sum", mutant):
         yield
 
 

@@ -59,17 +59,18 @@ def test_the_cache_that_sampled_and_the_training_forward_agree(sampled, one_devi
 
     @jax.jit
     def by_cache(tokens_BR, mask_BR):
-        cache, h_BTD, segments_BS = prefilled(model, params, {}, prompts, slots=4 + RESPONSES)
+        held = model.gather(params)
+        cache, h_BTD, segments_BS = prefilled(model, held, {}, prompts, slots=4 + RESPONSES)
         found, draws = [], []
         for r in range(RESPONSES):
-            logits_BV = model.unembed(params, {}, h_BTD, decoding=True)[:, 0] / TEMPERATURE
+            logits_BV = model.unembed(held, {}, h_BTD, decoding=True)[:, 0] / TEMPERATURE
             hit_BV = tokens_BR[:, r : r + 1] == jnp.arange(12)[None]
             found.append(jnp.sum(jnp.where(hit_BV, jax.nn.log_softmax(logits_BV), 0.0), axis=-1))
-            draws.append(drawn(model, params, {}, h_BTD, jax.random.fold_in(jax.random.key(3), r), SAMPLING))
+            draws.append(drawn(model, held, {}, h_BTD, jax.random.fold_in(jax.random.key(3), r), SAMPLING))
             segments_BS = segments_BS.at[:, 4 + r].set(mask_BR[:, r].astype(jnp.int32))
             position_BT = (prompts.lengths_B + r)[:, None]
             given_BT = tokens_BR[:, r : r + 1]
-            cache, h_BTD = model.decode(params, {}, cache, given_BT, segments_BS, position_BT, jnp.int32(4 + r))
+            cache, h_BTD = model.decode(held, {}, cache, given_BT, segments_BS, position_BT, jnp.int32(4 + r))
         return jnp.stack(found, axis=1), jnp.stack(draws, axis=1)
 
     mask = np.asarray(mask_BR)

@@ -41,6 +41,7 @@ class GrpoTask(PolicyTask):
 def build(config: GrpoTask, setup: Setup) -> Task:
     """The task, with its prompts rendered and its three models at hand."""
     settings = config.grpo
+    _check_sizes(config, setup)
     policy_folder = setup.stage_folder(config.policy_from)
     check_model(policy_folder, setup.model)
     tokenizer = inherited_tokenizer(policy_folder, setup)
@@ -96,12 +97,7 @@ def outline(config: GrpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
         ValueError: the numbers of prompts, minibatches and steps do not go together.
     """
     settings = config.grpo
-    if setup.batch_size != settings.prompts:
-        raise ValueError(
-            f"batch_size {setup.batch_size} differs from task.grpo.prompts {settings.prompts}: make them equal"
-        )
-    if setup.steps % settings.updates:
-        raise ValueError(f"steps {setup.steps} is no multiple of the {settings.updates} updates made on each rollout")
+    _check_sizes(config, setup)
     (policy, tx), scalar = trained_model(setup), scalar_model(setup.model)
     rows, length = settings.prompts * settings.group_size, config.prompt_tokens + settings.response_tokens
     forward = setup.model.forward_flops_per_token(length)
@@ -125,3 +121,13 @@ def outline(config: GrpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
         collect_tokens=rows * length,
         collect_flops=rows * length * (2 * forward + (0.0 if given else drawing)),  # sampling policy, reference
     )
+
+
+def _check_sizes(config: GrpoTask, setup: Setup) -> None:
+    settings = config.grpo
+    if setup.batch_size != settings.prompts:
+        raise ValueError(
+            f"batch_size {setup.batch_size} differs from task.grpo.prompts {settings.prompts}: make them equal"
+        )
+    if setup.steps % settings.updates:
+        raise ValueError(f"steps {setup.steps} is no multiple of the {settings.updates} updates made on each rollout")
