@@ -189,7 +189,7 @@ def sft(folder: Path) -> Experiment:
         conversations=folder / "chats.jsonl", heldout_fraction=0.02, row_tokens=64, prompt_tokens=PROMPT_TOKENS,
         answer_tokens=ANSWER_TOKENS,
     )  # fmt: skip
-    return _experiment(task, OptimizerConfig(name="muon", peak_lr=1e-2, warmup_steps=10), 600)
+    return _experiment(task, OptimizerConfig(name="muon", peak_lr=1e-2, warmup_steps=10), 300)
 
 
 def ppo(folder: Path, name: str, reward: Callable[..., Any], settings: Any, *criteria: Criterion) -> Experiment:

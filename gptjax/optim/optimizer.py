@@ -16,14 +16,15 @@ from gptjax.types import Params
 class OptimizerConfig:
     """The update rule and its schedule; weight decay touches matrices only.
 
-    name: adamw, or muon (matrices by Muon, everything else by AdamW; one learning rate serves both).
+    name: adamw, muon (matrices by Muon, everything else by AdamW; one learning rate serves both), or rmsprop (as in
+    PyTorch: the smoothing is b2, eps is added outside the root).
     peak_lr: largest learning rate.  schedule, warmup_steps, start_fraction, final_fraction: see gptjax.optim.schedule.
     b1, b2, eps: Adam's.  eps_mode: paper (eps is added after bias correction, as optax and PyTorch do) or tf (before
     it, as in TensorFlow 1 and OpenAI's PPO: smaller early steps).
     weight_decay: decoupled, per unit of learning rate.  clip_norm: largest global gradient norm.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon", "rmsprop"] = "adamw"
     peak_lr: float
     schedule: ScheduleName = "cosine"
     warmup_steps: int = 0
@@ -75,6 +76,8 @@ def optimizer(config: OptimizerConfig, steps: int, roles: Params, letters: Param
         by_muon = jax.tree.map(lambda matrix, letter: matrix and letter.startswith("L"), is_matrix, letters)
         labels = jax.tree.map(lambda chosen: "muon" if chosen else "adam", by_muon)
         direction = optax.partition({"muon": scale_by_muon(letters), "adam": adam}, labels)
+    elif config.name == "rmsprop":
+        direction = optax.scale_by_rms(decay=config.b2, eps=config.eps, eps_in_sqrt=False)
     return optax.chain(
         optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
         direction,

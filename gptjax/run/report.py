@@ -18,6 +18,7 @@ _HOW_TO_READ = (
     "compares the means over the first and the last twentieth of the run."
 )
 _SHOWN = 20  # answers or samples of a stage
+_EXAMINED = ("ppo", "grpo", "dpo")  # tasks whose answers stand beside those of the model they started from
 
 
 class Stage(NamedTuple):
@@ -208,9 +209,10 @@ def _texts(stage: Stage) -> str:
     answers = [answer for answer in stage.evaluation.get("answers") or [] if isinstance(answer, dict)]
     parts = [pieces.heading("Samples", level=3), *map(pieces.quotation, samples[:_SHOWN])] if samples else []
     if answers:
-        before_after = stage.task == "ppo"
-        rows = [_before_after(answer) if before_after else _answer(answer) for answer in answers[:_SHOWN]]
-        heads = ("prompt", "reference", *(("before PPO", "after PPO") if before_after else ("answer",)))
+        before_after = stage.task in _EXAMINED
+        rows = [_before_after(answer, stage.task) if before_after else _answer(answer) for answer in answers[:_SHOWN]]
+        title = words.TITLES.get(stage.task, stage.task)
+        heads = ("prompt", "reference", *((f"before {title}", f"after {title}") if before_after else ("answer",)))
         parts += [pieces.heading("Answers before and after" if before_after else "Answers", level=3)]
         parts += [pieces.table(heads, rows, cards=True)]
     hidden = max(len(samples), len(answers)) - _SHOWN
@@ -223,9 +225,9 @@ def _answer(answer: Mapping[str, Any]) -> list[str]:
     return [str(answer.get(key, "-")) for key in ("prompt", "reference", "answer")]
 
 
-def _before_after(answer: Mapping[str, Any]) -> list[str]:
-    cells = [str(answer.get(key, "-")) for key in ("prompt", "reference", "sft", "ppo")]
-    for i, key in ((2, "gold_sft"), (3, "gold_ppo")):
+def _before_after(answer: Mapping[str, Any], task: str) -> list[str]:
+    cells = [str(answer.get(key, "-")) for key in ("prompt", "reference", "sft", task)]
+    for i, key in ((2, "gold_sft"), (3, f"gold_{task}")):
         gold = number(answer.get(key))
         cells[i] += f"\n(gold reward {gold:.3g})" if gold is not None else ""
     return cells

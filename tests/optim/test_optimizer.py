@@ -35,6 +35,16 @@ def test_without_clipping_the_moments_see_the_gradient_itself(x64):
     np.testing.assert_allclose(second["b"], [-(0.39 / 0.19) / (0.4975 / 0.0975) ** 0.5], rtol=1e-9)
 
 
+def test_two_steps_of_rmsprop_by_hand(x64):
+    # smoothing .99 and gradients 1, then 3: v = .01, then .0099 + .09; no momentum and no bias correction
+    config = OptimizerConfig(name="rmsprop", peak_lr=1.0, schedule="constant", b2=0.99, eps=0.1, clip_norm=None)
+    tx = optimizer(config, 2, {"b": "bias"}, {"b": "F"})
+    params = {"b": jnp.asarray([0.0])}
+    first, state = tx.update({"b": jnp.asarray([1.0])}, tx.init(params), params)
+    second, _ = tx.update({"b": jnp.asarray([3.0])}, state, params)
+    np.testing.assert_allclose([first["b"][0], second["b"][0]], [-1.0 / (0.1 + 0.1), -3.0 / (0.0999**0.5 + 0.1)])
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
