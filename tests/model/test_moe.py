@@ -81,9 +81,7 @@ def test_a_cache_gives_the_hidden_states_of_whole_rows_on_a_mesh_of_experts():
 
 
 def test_what_routers_report_adds_up_over_rows(one_device):
-    # one layer: a choice that is dropped, which depends on the other rows, changes what later routers see
-    settings = {"layers": 1, "balance_coefficient": 0.5, "router_z_coefficient": 0.25, "capacity_factor": 0.5}
-    model = language_model(replace(TINY, **settings))
+    model = language_model(replace(TINY, balance_coefficient=0.5, router_z_coefficient=0.25))
     params = jax.jit(model.init)(jax.random.key(0))
     run = jax.jit(lambda *rows: model.hidden(params, {}, *rows)[1])
     tokens, segments = np.arange(12).reshape(2, 6), np.array([[1, 1, 1, 1, 1, 1], [1, 1, 2, 2, 0, 0]])
@@ -92,8 +90,17 @@ def test_what_routers_report_adds_up_over_rows(one_device):
     for name in ("loss", "balance", "z"):
         np.testing.assert_allclose(getattr(both, name), sum(getattr(x, name) for x in each), rtol=1e-5)
     np.testing.assert_allclose(both.loss, 0.5 * both.balance + 0.25 * both.z, rtol=1e-6)
-    assert int(both.choices) == 2 * 10  # experts per token, real tokens
-    assert 0 < int(both.dropped) < int(both.choices)
+    assert int(both.choices) == 2 * 2 * 10  # layers, experts per token, real tokens
+    assert int(both.dropped) == 0
+
+
+def test_routers_report_what_found_no_room(one_device):
+    model = language_model(replace(TINY, layers=1, experts_per_token=1, capacity_factor=0.25))
+    params = jax.jit(model.init)(jax.random.key(0))
+    rows = rows_of(one_device, np.arange(16)[None], np.ones((1, 16)))
+    router = jax.jit(lambda *rows: model.hidden(params, {}, *rows)[1])(*rows)
+    assert int(router.choices) == 16
+    assert 16 - 4 * 1 <= int(router.dropped) < 16  # each of four experts has room for ceil(.25 x 16 / 4) = 1 token
 
 
 def test_muon_takes_each_expert_as_a_matrix_of_its_own(one_device):
