@@ -12,6 +12,7 @@ middle horizon, the learning rate the batch. Expected figures: docs/scaling.md.
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
@@ -45,10 +46,10 @@ def model(layers: int, width: int) -> ModelConfig:
 MODELS = {name: model(*shape) for name, shape in SHAPES.items()}
 
 
-def template(model: ModelConfig, batch_tokens: int) -> Experiment:
+def template(model: ModelConfig, batch_tokens: int, heldout_fraction: float = 0.015) -> Experiment:
     """AdamW, warm-up of at most 100,000 tokens, linear decay to nothing over the last fifth."""
     return Experiment(
-        task=_task(heldout_fraction=0.015),
+        task=_task(heldout_fraction),
         model=model,
         optimizer=OptimizerConfig(
             peak_lr=0.011 * math.sqrt(batch_tokens / 2048), schedule="wsd", decay_fraction=0.2, final_fraction=0.0,
@@ -74,7 +75,7 @@ def batch_tokens(tokens: float) -> int:
 
 def grid(budgets: Mapping[float, tuple[str, ...]], **options) -> tuple[Trunk, ...]:
     """The trunks of a grid of these sizes."""
-    return isoflop(MODELS, budgets, template, row_tokens=ROW_TOKENS, **options)
+    return isoflop(MODELS, budgets, options.pop("template", template), row_tokens=ROW_TOKENS, **options)
 
 
 def sweep() -> Sweep:
@@ -106,5 +107,7 @@ def large_batch() -> Sweep:
 
 def ci() -> Sweep:
     """Two budgets of three sizes in about a minute; it says nothing about exponents."""
-    trunks = grid(dict.fromkeys((2e10, 4e10), ("20k", "33k", "68k")), batch_tokens=lambda tokens: 512)
+    budgets = dict.fromkeys((2e10, 4e10), ("20k", "33k", "68k"))
+    brief = partial(template, heldout_fraction=0.003)
+    trunks = grid(budgets, batch_tokens=lambda tokens: 512, template=brief)
     return Sweep(name="isoflop_ci", trunks=trunks)

@@ -41,7 +41,7 @@ def scale_sweep(args: argparse.Namespace, overrides: list[str]) -> None:
         raise ValueError(f"--processes must be at least 1, got {processes}")
     _train(args.file, mine, workdir, processes)
     rows = write_rows(sweep, workdir)
-    complete = all(_result(workdir, trunk, steps) for trunk in sweep.trunks for steps in trunk.horizons)
+    complete = not any(unfinished(workdir, trunk) for trunk in sweep.trunks)
     said = _held_out(args.file, sweep, workdir) if complete and sweep.held_out else {}
     result = {"runs": len(rows), "table": str(workdir / "runs.jsonl")} | said
     if args.json:
@@ -91,43 +91,46 @@ def _claim(sweep: Sweep, workdir: Path) -> None:
     write_atomically(about, json.dumps({"name": sweep.name, "trunks": trunks, "schema": SCHEMA}, indent=1))
 
 
+def unfinished(workdir: Path, trunk: Trunk) -> bool:
+    """Whether a horizon of the trunk is missing."""
+    return not all(_result(workdir, trunk, steps) for steps in trunk.horizons)
+
+
 def _train(file: str, trunks: tuple[Trunk, ...], workdir: Path, processes: int) -> None:
     """Train the trunks that are not finished, the dearest first, some at a time, each on its share of the cores.
 
     Raises:
         ValueError: a trunk failed; what the others finished stays.
     """
-    waiting = [t for t in trunks if not all(_result(workdir, t, steps) for steps in t.horizons)]
-    waiting.sort(key=Trunk.own_flops, reverse=True)
-    slots: list[tuple[Trunk, subprocess.Popen[bytes]] | None] = [None] * min(processes, max(1, len(waiting)))
+    waiting = sorted((t for t in trunks if unfinished(workdir, t)), key=Trunk.own_flops, reverse=True)
+    if not waiting:
+        return
+    names, slots = [trunk.name for trunk in waiting], min(processes, len(waiting))
+    # as many cores for each as if all were busy: sums differ in the last bit with the number of threads
+    workers = [_start(file, names, workdir, slot, processes) for slot in range(slots)]
     total = int(sum(trunk.own_flops() for trunk in trunks) / 1e6)
-    failed: list[str] = []
     try:
         with Progress("sweep (MFLOP)", max(total, 1), start=_done(workdir, trunks)) as progress:
-            while waiting or any(slots):
-                for i, running in enumerate(slots):
-                    if running and running[1].poll() is not None:
-                        failed += [running[0].name] if running[1].returncode else []
-                        slots[i] = running = None
-                    if running is None and waiting:
-                        trunk = waiting.pop(0)
-                        slots[i] = (trunk, _start(file, trunk, workdir, i, len(slots)))
+            while any(worker.poll() is None for worker in workers):
                 progress.update(_done(workdir, trunks))
                 time.sleep(0.3)
+            progress.update(_done(workdir, trunks))
     finally:
-        for running in filter(None, slots):
-            running[1].terminate()
+        for worker in workers:
+            worker.terminate()
+    failed = [trunk.name for trunk in waiting if unfinished(workdir, trunk)]
     if failed:
-        tail = (workdir / f"{failed[0]}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        slot = next((i for i, worker in enumerate(workers) if worker.returncode), 0)
+        said = (workdir / f"worker_{slot}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise ValueError(
-            f"{len(failed)} trunks failed ({', '.join(failed)}); the first said: {' '.join(tail)}. Mend it and run the "
-            "same command again: what is finished is kept"
+            f"{len(failed)} trunks are not finished ({', '.join(failed)}); a worker said: {' '.join(said[-1:])}. "
+            "Mend it and run the same command again: what is finished is kept"
         )
 
 
-def _start(file: str, trunk: Trunk, workdir: Path, slot: int, slots: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "gptjax.run.sweep_worker", file, trunk.name, str(workdir), f"{slot}/{slots}"]
-    with (workdir / f"{trunk.name}.log").open("ab") as log:
+def _start(file: str, names: list[str], workdir: Path, slot: int, slots: int) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "gptjax.run.sweep_worker", file, str(workdir), f"{slot}/{slots}", *names]
+    with (workdir / f"worker_{slot}.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
 

@@ -1,4 +1,4 @@
-"""One trunk of a sweep in a process of its own: `python -m gptjax.run.sweep_worker FILE TRUNK WORKDIR SLOT/SLOTS`."""
+"""A process that trains trunks of a sweep: `python -m gptjax.run.sweep_worker FILE WORKDIR SLOT/SLOTS TRUNK...`."""
 
 import fcntl
 import os
@@ -8,23 +8,34 @@ import time
 from pathlib import Path
 
 
-def main(file: str, trunk_name: str, workdir: str, slot: str) -> None:
-    """Train a trunk, or go on with it, on this slot's share of the cores.
+def main(file: str, workdir: str, slot: str, *names: str) -> None:
+    """Train what is left of these trunks, in their order, on this slot's share of the cores.
 
-    A lock makes sure that two processes never train one trunk, whatever became of the process that started them.
+    Other workers do the same with the same list: a lock on each trunk keeps two of them from training one, whatever
+    became of the process that started them. Trunks that are locked are looked at again when all others are done.
     """
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     _take_cores(*map(int, slot.split("/")))  # before JAX counts them
     from gptjax.run.start import start_jax
 
     start_jax()
-    from gptjax.run.driver import run
-    from gptjax.run.sweep import load_sweep
+    for wait in (False, True):
+        for name in names:
+            _train(file, Path(workdir), name, wait=wait)
 
-    folder = Path(workdir) / trunk_name
-    with (Path(workdir) / f"{trunk_name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        run(load_sweep(file).trunk(trunk_name).recipe(), folder)
+
+def _train(file: str, workdir: Path, name: str, *, wait: bool) -> None:
+    from gptjax.run.driver import run
+    from gptjax.run.sweep import load_sweep, unfinished
+
+    trunk = load_sweep(file).trunk(name)
+    with (workdir / f"{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if unfinished(workdir, trunk):
+            run(trunk.recipe(), workdir / name)
 
 
 def _follow(parent: int) -> None:

@@ -113,7 +113,7 @@ def coordinates(config, mesh, steps=4):
 
 def slopes(mup, mesh):
     """Growth of each coordinate's change with the width, in powers of it."""
-    widths = [32, 64, 128, 256]
+    widths = [32, 64, 128]
     sizes = np.log2([coordinates(at(width, mup=mup), mesh) for width in widths])
     return np.polyfit(np.log2(widths), sizes, 1)[0]
 
@@ -121,8 +121,8 @@ def slopes(mup, mesh):
 def test_coordinates_change_alike_at_every_width_and_in_the_standard_parametrization_they_do_not(one_device):
     with_mup, standard = slopes(True, one_device), slopes(False, one_device)
     print("muP", with_mup.round(2), "standard", standard.round(2))
-    assert np.abs(with_mup).max() < 0.25
-    assert standard.max() > 0.4
+    assert np.abs(with_mup).max() < 0.1
+    assert standard.max() > 0.3
 
 
 def test_depth_scaling_keeps_what_all_branches_add(one_device):
