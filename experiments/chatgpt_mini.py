@@ -53,7 +53,7 @@ def reward() -> Experiment:
     return Experiment(
         task=RewardTask(train_prompts=3072, prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS, labeler=LABELER),
         model=MODEL,
-        optimizer=OptimizerConfig(name="muon", peak_lr=5e-3, warmup_steps=10),
+        optimizer=OptimizerConfig(name="muon", peak_lr=7e-3, warmup_steps=10, weight_decay=0.1),
         steps=176,
         batch_size=16,
         evaluate_every=44,
@@ -75,8 +75,8 @@ def ppo() -> Experiment:
         task=PpoTask(ppo=settings, prompt_tokens=PROMPT_TOKENS, labeler=LABELER),
         model=MODEL,
         optimizer=OptimizerConfig(peak_lr=3e-4, schedule="constant", warmup_steps=16, start_fraction=0.1),
-        steps=160,
+        steps=128,
         batch_size=64,
-        evaluate_every=40,
-        save_every=40,
+        evaluate_every=32,
+        save_every=32,
     )
