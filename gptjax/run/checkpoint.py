@@ -5,14 +5,16 @@ record says what was in them, bit for bit: Orbax itself loads flipped bits witho
 """
 
 import contextlib
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from gptjax.run.hosts import on_first
+from gptjax.run.hosts import first_says, on_first
 from gptjax.run.progress import note
 from gptjax.run.record import DamagedError, check_layout, check_parts, first_line, place_of, read_record, sealed_record
 from gptjax.run.retention import Retention
@@ -56,21 +58,63 @@ class Checkpoints:
         self._retention = keep if isinstance(keep, Retention) else Retention(newest=keep)
         self._limit, self._pause = failures, pause
         self._failures, self._saving = 0, None
+        self._unseen: dict[int, str] = {}  # steps that Orbax cannot open, and why
         folder.mkdir(parents=True, exist_ok=True)
         self._checkpointer = self._open()
 
     def _open(self) -> Any:
+        """Orbax's view of the folder. It does not open a folder in which any checkpoint has damaged metadata."""
+        hidden = self.folder.with_name(f"{self.folder.name}.hidden")
+        self._put_back(hidden)  # a crash came in between
+        try:
+            self._unseen = {}
+            return self._opened(self.folder)
+        except Exception:
+            self._unseen = dict(self._unopenable())
+            if not self._unseen:
+                raise
+        on_first(lambda: self._hide(hidden))
+        try:
+            return self._opened(self.folder)
+        finally:
+            self._put_back(hidden)
+
+    def _opened(self, folder: Path) -> Any:
         policies: Any = ocp.training  # its own annotations disagree with each other
         return policies.Checkpointer(
-            self.folder,
+            folder,
             save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_Preserved(self._retention),
+            preservation_policy=_Preserved(self._retention, folder),
             cleanup_tmp_directories=True,
         )
 
+    def _unopenable(self) -> Iterator[tuple[int, str]]:
+        for path in self.folder.iterdir():
+            if path.name.isdigit():
+                with tempfile.TemporaryDirectory() as alone:
+                    (Path(alone) / path.name).symlink_to(path)
+                    try:
+                        self._opened(Path(alone)).close()
+                    except Exception as error:  # Orbax raises whatever the broken file provokes
+                        yield int(path.name), f"_CHECKPOINT_METADATA: {first_line(error)}"
+
+    def _hide(self, place: Path) -> None:
+        place.mkdir(exist_ok=True)
+        for step in self._unseen:
+            (self.folder / str(step)).rename(place / str(step))
+
+    def _put_back(self, place: Path) -> None:
+        def move() -> None:
+            for path in place.iterdir():
+                path.rename(self.folder / path.name)
+            place.rmdir()
+
+        if first_says(place.exists()):
+            on_first(move)
+
     def steps(self) -> list[int]:
-        """Steps that were saved whole, oldest first."""
-        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+        """Steps that were saved, oldest first."""
+        return sorted({*(checkpoint.step for checkpoint in self._checkpointer.checkpoints), *self._unseen})
 
     def save(self, state: TrainState, step: int, about: dict[str, Any], *, score: float | None = None) -> None:
         """Begin to write a checkpoint; returns once the arrays are copied, so the state may be donated.
@@ -87,7 +131,7 @@ class Checkpoints:
             SaveError: too many saves in a row have failed.
         """
         self._settle()
-        record = sealed_record(about, fingerprints(split(state)))
+        record = sealed_record(about, fingerprints(split(state)), score)
         with contextlib.suppress(DamagedError):
             if step in self.steps() and read_record(self.folder / str(step))["fingerprints"] == record["fingerprints"]:
                 return
@@ -96,7 +140,6 @@ class Checkpoints:
                 step,
                 split(state),
                 overwrite=step in self.steps(),
-                metrics=None if score is None else {"score": score},
                 custom_metadata=record,
             )
             self._saving = step
@@ -195,6 +238,8 @@ class Checkpoints:
 
     def _load(self, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The parts, verified, and what was said about them."""
+        if step in self._unseen:
+            raise DamagedError(self._unseen[step])
         path = self.folder / str(step)
         record = read_record(path)
         check_layout(record["fingerprints"], wanted, path)
@@ -233,7 +278,7 @@ def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
     place, wanted = folder / "checkpoints", {"model": abstract_model}
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context, ocp.training.Checkpointer(str(place.absolute())) as checkpointer:
+    with context, _reader(place) as checkpointer:
         if checkpointer.latest is None:
             raise ValueError(f"no checkpoint in {place}: has that stage been trained?")
         step = checkpointer.latest.step
@@ -255,6 +300,15 @@ def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
     return found["model"]
 
 
+def _reader(place: Path) -> Any:
+    try:
+        return ocp.training.Checkpointer(str(place.absolute()))
+    except Exception as error:  # Orbax raises whatever the broken file provokes
+        raise ValueError(
+            f"a checkpoint in {place} is damaged ({first_line(error)}); nothing was deleted: restore it from a copy"
+        ) from error
+
+
 def verify(record: dict[str, Any], parts: dict[str, Any]) -> None:
     """Raise DamagedError, naming the array, if one is not bit for bit what was saved."""
     for name, mark in fingerprints(parts).items():
@@ -265,13 +319,18 @@ def verify(record: dict[str, Any], parts: dict[str, Any]) -> None:
 class _Preserved:
     """Orbax's view of a Retention."""
 
-    def __init__(self, retention: Retention):
-        self._retention = retention
+    def __init__(self, retention: Retention, folder: Path):
+        self._retention, self._folder = retention, folder
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        scores = {info.step: (info.metrics or {}).get("score") for info in checkpoints}
-        kept = self._retention.kept(scores)
+        kept = self._retention.kept({info.step: self._score(info.step) for info in checkpoints})
         return [info.step in kept for info in checkpoints]
+
+    def _score(self, step: int) -> float | None:
+        try:
+            return read_record(self._folder / str(step))["score"]
+        except (DamagedError, ValueError):
+            return None
 
 
 def abstract(tree: Any) -> Any:

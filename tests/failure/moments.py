@@ -1,8 +1,12 @@
-"""Moments of a run at which it is interrupted, seen from outside in what it has written so far."""
+"""Moments of a run at which it is interrupted, seen from outside in what it has written so far.
+
+A moment is made before the command starts, and does not take for the command's own what an earlier one left behind.
+"""
 
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from gptjax.run.metrics import same_losses
@@ -29,26 +33,45 @@ def compiling(stage: Path) -> Moment:
     return moment
 
 
+def logged(stage: Path, count: int) -> Moment:
+    """This command has written to the log, which has at least `count` rows."""
+
+    def version() -> int | None:
+        path = stage / "metrics.jsonl"
+        return path.stat().st_mtime_ns if path.exists() else None
+
+    before = version()
+    return lambda: version() != before and rows(stage) >= count
+
+
 def stepping(stage: Path) -> Moment:
-    return lambda: rows(stage) >= 9
+    return logged(stage, 9)
 
 
 def evaluating(stage: Path) -> Moment:
     """The row of step 10 is there, and its held-out figures come next."""
-    return lambda: rows(stage) >= 10
+    return logged(stage, 10)
 
 
 def saving(stage: Path) -> Moment:
-    return lambda: any(stage.glob("checkpoints/*tmp*"))
+    def unfinished() -> set[tuple[str, int]]:
+        found = set()
+        for path in stage.glob("checkpoints/*tmp*"):
+            with suppress(FileNotFoundError):
+                found.add((path.name, path.stat().st_ino))
+        return found
+
+    before = unfinished()
+    return lambda: bool(unfinished() - before)
 
 
 def rolling_out(stage: Path) -> Moment:
     """The last update on a rollout is logged, so the next rollout is under way."""
-    return lambda: rows(stage) >= 2 * UPDATES
+    return logged(stage, 2 * UPDATES)
 
 
 def rolling_out_again(stage: Path) -> Moment:
-    return lambda: rows(stage) >= 3 * UPDATES + 1  # a row of held-out figures came in between
+    return logged(stage, 3 * UPDATES + 1)  # a row of held-out figures came in between
 
 
 MOMENTS = {

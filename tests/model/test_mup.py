@@ -122,7 +122,7 @@ def test_coordinates_change_alike_at_every_width_and_in_the_standard_parametriza
     with_mup, standard = slopes(True, one_device), slopes(False, one_device)
     print("muP", with_mup.round(2), "standard", standard.round(2))
     assert np.abs(with_mup).max() < 0.1
-    assert standard.max() > 0.3
+    assert standard.max() > 0.2
 
 
 def test_depth_scaling_keeps_what_all_branches_add(one_device):

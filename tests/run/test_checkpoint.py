@@ -44,7 +44,7 @@ def same(a, b):
 def saved(folder, state, steps=(4, 8)):
     checkpoints = Checkpoints(folder, keep=3)
     for step in steps:
-        checkpoints.save(at(state, step), step, ABOUT | {"step": step})
+        checkpoints.save(at(state, step), step, ABOUT | {"step": step}, score=-4.25)
     checkpoints.close()
 
 
@@ -125,6 +125,18 @@ def test_a_run_that_fell_back_saves_that_step_again(tmp_path, one_device, capsys
     assert "training/_METADATA" in capsys.readouterr().err
     saved(tmp_path, state, steps=[8])
     assert int(restored(tmp_path, state)[0].step) == 8
+
+
+@pytest.mark.parametrize("damaged", [4, 8])
+def test_metadata_that_orbax_does_not_open_costs_no_other_checkpoint(damaged, tmp_path, one_device, capsys):
+    saved(tmp_path, first_state())
+    path = tmp_path / str(damaged) / "_CHECKPOINT_METADATA"
+    path.write_bytes(path.read_bytes().replace(b"init_timestamp", b"ynit_timestamp"))
+    before = files_of(tmp_path)
+    assert int(restored(tmp_path, first_state())[0].step) == 12 - damaged
+    assert "the checkpoint of step 8 is damaged (_CHECKPOINT_METADATA" in capsys.readouterr().err or damaged == 4
+    assert len(files_of(tmp_path)) == len(before)
+    assert (tmp_path / ("4" if damaged == 4 else "8.damaged") / "_CHECKPOINT_METADATA").exists()
 
 
 def test_with_every_checkpoint_damaged_nothing_is_deleted(tmp_path, one_device):
