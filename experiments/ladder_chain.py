@@ -69,10 +69,10 @@ def data() -> Path:
     nouns = [rng.choice(NOUNS) for _ in range(6000)]
     prompts = [{"messages": [{"role": "user", "content": f"how is the {noun}?"}], "noun": noun} for noun in nouns]
     replies = [[{"role": "assistant", "content": said(noun, rng)}] for noun in nouns]
-    ranked = [_ranked(prompt, rng, noise) for prompt in prompts[:2600]]
+    ranked = [_ranked(prompt, rng, noise) for prompt in prompts[:4900]]
     _write(folder / "corpus.jsonl", [{"text": text} for text in texts])
     chats = [{"messages": p["messages"] + reply} for p, reply in zip(prompts, replies, strict=True)]
-    for name, lines in (("chats", chats), ("prompts", prompts), ("ranked", ranked[:2300]), ("heldout", ranked[2300:])):
+    for name, lines in (("chats", chats), ("prompts", prompts), ("ranked", ranked[:4600]), ("heldout", ranked[4600:])):
         _write(folder / f"{name}.jsonl", lines)
     return folder
 
@@ -94,7 +94,7 @@ def recipe() -> Recipe:
     folder = data()
     stages = {"lm": lm(folder), "sft": sft(folder), "reward": reward(folder)}
     stages["ppo"] = ppo(folder, 0.0, Criterion(figure="bits_per_byte_change", at_least=0.02))
-    stages["ppo_ptx"] = ppo(folder, 2.0, Criterion(figure="bits_per_byte_change", at_most=0.02))
+    stages["ppo_ptx"] = ppo(folder, 0.05, Criterion(figure="bits_per_byte_change", at_most=0.02))
     return Recipe(name="ladder_chain", stages=stages)
 
 
@@ -117,7 +117,7 @@ def reward(folder: Path) -> Experiment:
         answer_tokens=ANSWER_TOKENS,
     )  # fmt: skip
     optimizer = OptimizerConfig(name="muon", peak_lr=5e-3, warmup_steps=10)
-    return _experiment(task, optimizer, 140, 16, Criterion(figure="sampled_pair_bayes_gap", at_most=0.02))
+    return _experiment(task, optimizer, 280, 16, Criterion(figure="sampled_pair_bayes_gap", at_most=0.02))
 
 
 def ppo(folder: Path, ptx: float, *criteria: Criterion) -> Experiment:
