@@ -66,13 +66,13 @@ def data() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rng, noise = random.Random(SEED), np.random.default_rng(SEED)
     texts = [" ".join(sentence(rng) for _ in range(4)) for _ in range(1500)]
-    nouns = [rng.choice(NOUNS) for _ in range(6000)]
+    nouns = [rng.choice(NOUNS) for _ in range(8000)]
     prompts = [{"messages": [{"role": "user", "content": f"how is the {noun}?"}], "noun": noun} for noun in nouns]
     replies = [[{"role": "assistant", "content": said(noun, rng)}] for noun in nouns]
-    ranked = [_ranked(prompt, rng, noise) for prompt in prompts[:4900]]
+    ranked = [_ranked(prompt, rng, noise) for prompt in prompts[:6400]]
     _write(folder / "corpus.jsonl", [{"text": text} for text in texts])
     chats = [{"messages": p["messages"] + reply} for p, reply in zip(prompts, replies, strict=True)]
-    for name, lines in (("chats", chats), ("prompts", prompts), ("ranked", ranked[:4600]), ("heldout", ranked[4600:])):
+    for name, lines in (("chats", chats), ("prompts", prompts), ("ranked", ranked[:6000]), ("heldout", ranked[6000:])):
         _write(folder / f"{name}.jsonl", lines)
     return folder
 
@@ -117,12 +117,12 @@ def reward(folder: Path) -> Experiment:
         answer_tokens=ANSWER_TOKENS,
     )  # fmt: skip
     optimizer = OptimizerConfig(name="muon", peak_lr=5e-3, warmup_steps=10)
-    return _experiment(task, optimizer, 280, 16, Criterion(figure="sampled_pair_bayes_gap", at_most=0.02))
+    return _experiment(task, optimizer, 370, 16, Criterion(figure="sampled_pair_bayes_gap", at_most=0.02))
 
 
 def ppo(folder: Path, ptx: float, *criteria: Criterion) -> Experiment:
     settings = PpoConfig(
-        prompts=64, minibatches=2, epochs=2, response_tokens=ANSWER_TOKENS, kl_coefficient=0.1, ptx_coefficient=ptx,
+        prompts=64, minibatches=2, epochs=2, response_tokens=ANSWER_TOKENS, kl_coefficient=0.2, ptx_coefficient=ptx,
     )  # fmt: skip
     task = PpoTask(
         ppo=settings, prompts=folder / "prompts.jsonl", prompt_tokens=PROMPT_TOKENS, program=f"{__file__}:gold",
