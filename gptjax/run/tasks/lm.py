@@ -94,8 +94,9 @@ def outline(config: LmTask, setup: Setup) -> Outline:
 
 def samples(model: Model, params: Params, tokenizer: Tokenizer, setup: Setup, count: int) -> list[str]:
     """A few texts that the model writes from nothing."""
-    rows = setup.batch_size
-    prompts = PromptBatch(tokens_BP=np.full((rows, 1), tokenizer.bos_id, np.int32), lengths_B=np.ones(rows, np.int32))
-    sampling = SamplingConfig(max_new_tokens=min(96, setup.model.max_length - 1), temperature=0.8)
+    rows, columns = setup.batch_size, setup.mesh.shape["context"]  # a row of one token could not be spread over it
+    begin = np.full((rows, columns), tokenizer.bos_id, np.int32)
+    prompts = PromptBatch(tokens_BP=begin, lengths_B=np.ones(rows, np.int32))
+    sampling = SamplingConfig(max_new_tokens=min(96, setup.model.max_length - columns), temperature=0.8)
     found = sampler(model, setup, tokenizer, sampling)(params, prompts, jax.random.key(setup.seed), rows)
     return [answer.text for answer in found[:count]]
