@@ -17,6 +17,7 @@ from gptjax.run.hosts import HostsConfig, check_same, check_shared, first_says, 
 from gptjax.run.mesh import MeshConfig, host_share, make_mesh
 from gptjax.run.metrics import read_metrics
 
+pytestmark = pytest.mark.xdist_group("hosts")  # side by side they would choose the same free port
 HERE = Path(__file__).parent
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
