@@ -118,6 +118,7 @@ def slopes(mup, mesh):
     return np.polyfit(np.log2(widths), sizes, 1)[0]
 
 
+@pytest.mark.slow
 def test_coordinates_change_alike_at_every_width_and_in_the_standard_parametrization_they_do_not(one_device):
     with_mup, standard = slopes(True, one_device), slopes(False, one_device)
     print("muP", with_mup.round(2), "standard", standard.round(2))
