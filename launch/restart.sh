@@ -10,7 +10,8 @@
 #               of which ran for RESTART_RESET seconds (600)
 #
 # SIGTERM is passed on; then the command's exit code is this script's, whatever it is: the machine is going away, and
-# whoever gave it starts the script again. With RESTART_RESULT=FILE the last code is also written to that file.
+# whoever gave it starts the script again. Ctrl-C reaches the command by itself, and ends the loop too. With
+# RESTART_RESULT=FILE the last code is also written to that file.
 set -u
 
 if [ $# -eq 0 ]; then
@@ -20,6 +21,7 @@ fi
 
 child= stopping= crashes=0
 trap 'stopping=1; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' TERM
+trap 'stopping=1' INT # a terminal sends it to the command as well
 
 finish() {
     [ -n "${RESTART_RESULT:-}" ] && echo "$1" >"$RESTART_RESULT"

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -59,6 +60,19 @@ def test_a_code_that_a_restart_cannot_mend_ends_the_loop(tmp_path, code):
     assert calls(tmp_path) == ["a b c"]
 
 
+@pytest.mark.parametrize("code", FINAL)
+def test_what_a_restart_would_repeat_is_not_restarted_after_a_crash(tmp_path, code):
+    command = [LAUNCH / "restart.sh", codes(tmp_path, 1, code, 0)]
+    assert run(command, path=tmp_path, RESTART_WAIT="0").returncode == code
+    assert len(calls(tmp_path)) == 2
+
+
+def test_ten_crashes_and_preemptions_are_ten_restarts(tmp_path):
+    command = [LAUNCH / "restart.sh", codes(tmp_path, 1, 139, 75, 134, 1, 75, 137, 1, 143, 75, 0)]
+    assert run(command, path=tmp_path, RESTART_WAIT="0").returncode == 0
+    assert len(calls(tmp_path)) == 11
+
+
 def test_ten_crashes_are_ten_restarts(tmp_path):
     sequence = [1, 134, 137, 1, 139, 1, 1, 1, 1, 1, 0]
     command = [LAUNCH / "restart.sh", codes(tmp_path, *sequence)]
@@ -91,7 +105,7 @@ def test_the_last_code_is_written_where_it_is_asked_for(tmp_path):
 
 def test_sigterm_reaches_the_command_and_its_code_is_passed_on(tmp_path):
     command = script(
-        tmp_path / "saves", "trap 'exit 75' TERM\ntouch \"$HERE/running\"\nwhile true; do sleep 0.05; done\n"
+        tmp_path / "saves", "trap 'exit 75' TERM\necho x >>\"$HERE/running\"\nwhile true; do sleep 0.05; done\n"
     )
     process = subprocess.Popen([LAUNCH / "restart.sh", command], env=os.environ | {"HERE": str(tmp_path)})
     deadline = time.monotonic() + 30
@@ -99,6 +113,24 @@ def test_sigterm_reaches_the_command_and_its_code_is_passed_on(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 75
+    assert (tmp_path / "running").read_text() == "x\n"
+
+
+def test_ctrl_c_ends_the_command_and_the_loop(tmp_path):
+    program = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit(75))\n"
+        "with open(os.environ['HERE'] + '/running', 'a') as file: file.write('x')\n"
+        "time.sleep(60)\n"
+    )
+    command = [LAUNCH / "restart.sh", sys.executable, "-c", program]
+    process = subprocess.Popen(command, env=os.environ | {"HERE": str(tmp_path)}, start_new_session=True)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "running").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) == 75
+    assert (tmp_path / "running").read_text() == "x"
 
 
 @pytest.mark.parametrize(("code", "again"), [(0, False), (2, False), (3, False), (70, False), (75, True), (137, True)])
