@@ -240,16 +240,7 @@ class Checkpoints:
         """The parts, verified, and what was said about them."""
         if step in self._unseen:
             raise DamagedError(self._unseen[step])
-        path = self.folder / str(step)
-        record = read_record(path)
-        check_layout(record["fingerprints"], wanted, path)
-        check_parts(path, list(wanted))
-        try:
-            parts = self._checkpointer.load_checkpointables(step, wanted)
-        except Exception as error:  # Orbax raises whatever the broken file provokes
-            raise DamagedError(place_of(error, path)) from error
-        verify(record, parts)
-        return parts, record["about"]
+        return _verified(self.folder / str(step), wanted)
 
     def _set_aside(self, step: int, why: str) -> str:
         """Rename a checkpoint so that Orbax does not see it; returns the new name."""
@@ -275,45 +266,41 @@ def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
     Raises:
         ValueError: no checkpoint there, or it is damaged, of another model, or lacks an array that was asked for.
     """
-    place, wanted = folder / "checkpoints", {"model": abstract_model}
-    context = ocp.Context()
+    place = folder / "checkpoints"
+    steps = [int(path.name) for path in place.glob("*") if path.name.isdigit()]
+    if not steps:
+        raise ValueError(f"no checkpoint in {place}: has that stage been trained?")
+    step, context = max(steps), ocp.Context()
     context.pytree.loading.partial_load = True
-    with context, _reader(place) as checkpointer:
-        if checkpointer.latest is None:
-            raise ValueError(f"no checkpoint in {place}: has that stage been trained?")
-        step = checkpointer.latest.step
-        try:
-            record = read_record(place / str(step))
-            check_layout(record["fingerprints"], wanted, place / str(step), partly=True)
-            check_parts(place / str(step), ["model"])
-            found = checkpointer.load_checkpointables(step, wanted)
-            verify(record, found)
-        except ValueError:
-            raise
-        except Exception as error:
-            why = str(error) if isinstance(error, DamagedError) else place_of(error, place / str(step))
-            raise ValueError(
-                f"the newest checkpoint in {place}, of step {step}, is damaged ({why}); nothing was deleted: restore "
-                f"it from a copy, or move result.json out of {folder} and run its recipe again to repeat the end of "
-                "that stage"
-            ) from error
-    return found["model"]
-
-
-def _reader(place: Path) -> Any:
     try:
-        return ocp.training.Checkpointer(str(place.absolute()))
-    except Exception as error:  # Orbax raises whatever the broken file provokes
+        with context:
+            parts, _ = _verified((place / str(step)).absolute(), {"model": abstract_model}, partly=True)
+    except DamagedError as error:
         raise ValueError(
-            f"a checkpoint in {place} is damaged ({first_line(error)}); nothing was deleted: restore it from a copy"
+            f"the newest checkpoint in {place}, of step {step}, is damaged ({error}); nothing was deleted: restore it "
+            f"from a copy, or move result.json out of {folder} and run its recipe again to repeat the end of that stage"
         ) from error
+    return parts["model"]
 
 
-def verify(record: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Raise DamagedError, naming the array, if one is not bit for bit what was saved."""
+def _verified(path: Path, wanted: dict[str, Any], *, partly: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parts of a checkpoint that are wanted, and what was said about it.
+
+    Raises:
+        DamagedError: a file cannot be read, or an array is not bit for bit what was saved; it says which.
+        ValueError: the checkpoint is of another model, or from a newer version of gptjax.
+    """
+    record = read_record(path)
+    check_layout(record["fingerprints"], wanted, path, partly=partly)
+    check_parts(path, list(wanted))
+    try:
+        parts = ocp.load_checkpointables(str(path), wanted)
+    except Exception as error:  # Orbax raises whatever the broken file provokes
+        raise DamagedError(place_of(error, path)) from error
     for name, mark in fingerprints(parts).items():
         if mark != record["fingerprints"].get(name):
             raise DamagedError(f"{name} is not what was saved: {mark}, not {record['fingerprints'].get(name)}")
+    return parts, record["about"]
 
 
 class _Preserved:
@@ -323,7 +310,8 @@ class _Preserved:
         self._retention, self._folder = retention, folder
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        kept = self._retention.kept({info.step: self._score(info.step) for info in checkpoints})
+        score = self._score if self._retention.best else lambda step: None  # a record is a file to read
+        kept = self._retention.kept({info.step: score(info.step) for info in checkpoints})
         return [info.step in kept for info in checkpoints]
 
     def _score(self, step: int) -> float | None:
