@@ -10,7 +10,7 @@ import jax
 from gptjax.config import to_text
 from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.criteria import checked
-from gptjax.run.experiment import Experiment, Recipe, build_task, check_layout, task_kind
+from gptjax.run.experiment import Experiment, Recipe, build_task, check_layout, setup_of, task_kind
 from gptjax.run.goodput import Goodput
 from gptjax.run.hosts import check_same, check_shared, first_says, is_first, on_first
 from gptjax.run.mesh import bytes_per_device, make_mesh
@@ -18,7 +18,6 @@ from gptjax.run.metrics import MetricsLog, NoLog
 from gptjax.run.report import write_report
 from gptjax.run.retention import Retention
 from gptjax.run.stop import Stop
-from gptjax.run.task import Setup
 from gptjax.run.training import train
 from gptjax.run.workdir import claim, write_atomically
 
@@ -63,17 +62,7 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
         return workdir / other if other in recipe.stages else Path(other)
 
     with jax.set_mesh(mesh):
-        setup = Setup(
-            model=experiment.model,
-            optimizer=experiment.optimizer,
-            steps=experiment.steps,
-            batch_size=experiment.batch_size,
-            microbatches=experiment.microbatches,
-            seed=experiment.seed,
-            folder=folder,
-            mesh=mesh,
-            stage_folder=stage_folder,
-        )
+        setup = setup_of(experiment, folder=folder, mesh=mesh, stage_folder=stage_folder)
         with stop.interruptible():
             task = build_task(experiment, setup)
         check_same("the data", task.data_fingerprint)

@@ -1,7 +1,9 @@
 """Experiment and Recipe: the frozen root configs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 from jax.sharding import Mesh
@@ -101,6 +103,21 @@ class Recipe:
 def task_kind(experiment: Experiment) -> str:
     """lm, mlm, sft, reward, ppo, dpo, grpo or rejection."""
     return _BUILDERS[type(experiment.task)].__name__.rpartition(".")[2]
+
+
+def setup_of(experiment: Experiment, *, folder: Path, mesh: Mesh, stage_folder: Callable[[str], Path]) -> Setup:
+    """What the experiment's task is built from."""
+    return Setup(
+        model=experiment.model,
+        optimizer=experiment.optimizer,
+        steps=experiment.steps,
+        batch_size=experiment.batch_size,
+        microbatches=experiment.microbatches,
+        seed=experiment.seed,
+        folder=folder,
+        mesh=mesh,
+        stage_folder=stage_folder,
+    )
 
 
 def build_task(experiment: Experiment, setup: Setup) -> Task:

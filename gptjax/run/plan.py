@@ -16,9 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gptjax import dims
 from gptjax.run import hlo
 from gptjax.run.chips import Chip, chip
-from gptjax.run.experiment import Experiment, check_layout, outline_task
+from gptjax.run.experiment import Experiment, check_layout, outline_task, setup_of
 from gptjax.run.mesh import make_mesh
-from gptjax.run.task import Outline, Setup
+from gptjax.run.task import Outline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +153,7 @@ class _Program:
 
 
 def _programs(experiment: Experiment, mesh: Mesh) -> Iterator[tuple[str, _Program]]:
-    setup = Setup(
-        model=experiment.model, optimizer=experiment.optimizer, steps=experiment.steps,
-        batch_size=experiment.batch_size, microbatches=experiment.microbatches,
-        seed=experiment.seed, folder=Path(), mesh=mesh, stage_folder=Path,
-    )  # fmt: skip
+    setup = setup_of(experiment, folder=Path(), mesh=mesh, stage_folder=Path)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         made: Outline = outline_task(experiment, setup)
         key = jax.eval_shape(lambda: jax.random.key(0))

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from gptjax.run.checkpoint import Checkpoints, abstract
-from gptjax.run.experiment import build_task
+from gptjax.run.experiment import build_task, setup_of
 from gptjax.run.load import load_recipe
 from gptjax.run.mesh import MeshConfig, make_mesh
-from gptjax.run.task import Setup
 from gptjax.tree import fingerprints
 
 RECIPE = Path(__file__).parent / "tiny.py"
@@ -24,16 +23,7 @@ STAGES = ("lm", "sft", "reward", "ppo")
 def abstract_state(recipe: Path, workdir: Path, stage: str, mesh):
     """What a checkpoint of the stage holds, laid out on a mesh."""
     experiment = load_recipe(str(recipe), []).stages[stage]
-    setup = Setup(
-        model=experiment.model,
-        optimizer=experiment.optimizer,
-        steps=experiment.steps,
-        batch_size=experiment.batch_size,
-        seed=experiment.seed,
-        folder=workdir / stage,
-        mesh=mesh,
-        stage_folder=lambda other: workdir / other,
-    )
+    setup = setup_of(experiment, folder=workdir / stage, mesh=mesh, stage_folder=lambda other: workdir / other)
     task = build_task(experiment, setup)
     return abstract(jax.jit(task.init)(jax.random.key(experiment.seed)))
 

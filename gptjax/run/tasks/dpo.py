@@ -22,9 +22,16 @@ from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.asked import Asked, asked_prompts
 from gptjax.run.tasks.examination import Examination
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, reward_model, trained_model
+from gptjax.run.tasks.upstream import (
+    check_model,
+    inherited_tokenizer,
+    load_params,
+    reward_model,
+    started_at,
+    trained_model,
+    untrained,
+)
 from gptjax.train.dpo import DpoConfig, dpo_step, dpo_sums, pair_means, response_logps
-from gptjax.train.update import initial_state
 from gptjax.types import PreferenceBatch
 
 
@@ -88,13 +95,6 @@ def build(config: DpoTask, setup: Setup) -> Task:
     examination = _examination(config, setup, tokenizer, model, reference, heldout)
     key = jax.random.key(setup.seed)
 
-    def start(state):
-        @jax.jit
-        def begin(params, key):  # the reference must not be the buffers that get updated
-            return initial_state(jax.tree.map(jnp.copy, params), tx, jax.random.wrap_key_data(key))
-
-        return begin(reference, state.key)
-
     def heldout_figures(state):
         batches = evaluation_batches(heldout_rows, setup.batch_size, setup.share)
         loss, pairs, aux = jax.tree.map(
@@ -115,7 +115,7 @@ def build(config: DpoTask, setup: Setup) -> Task:
 
     return Task(
         init=made.init,
-        start=start,
+        start=started_at(reference, tx),
         data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed, setup.share),
         step=made.step,
         evaluate=evaluate,
@@ -134,7 +134,7 @@ def outline(config: DpoTask, setup: Setup) -> Outline:
     tokens_BCT = jax.ShapeDtypeStruct((pairs, 2, row_tokens), jnp.int32)
     tokens = 2 * pairs * row_tokens
     return Outline(
-        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        init=untrained(model, tx),
         step=partial(dpo_step, model=model, optimizer=tx, config=config.dpo),
         batch=PreferenceBatch(
             tokens_BCT=tokens_BCT,

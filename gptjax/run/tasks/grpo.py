@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from gptjax.data.loader import batch_at
 from gptjax.data.prompts import prompt_batch
@@ -17,15 +16,17 @@ from gptjax.run.tasks.program import answering
 from gptjax.run.tasks.upstream import (
     abstract_prompts,
     check_model,
+    check_rollout_sizes,
     fresh_reward,
     inherited_tokenizer,
     load_params,
     reward_model,
+    started_at,
     trained_model,
+    untrained,
 )
 from gptjax.train.group_rollout import collect_groups
 from gptjax.train.grpo import GrpoConfig, grpo_step
-from gptjax.train.update import initial_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class GrpoTask(PolicyTask):
 def build(config: GrpoTask, setup: Setup) -> Task:
     """The task, with its prompts rendered and its three models at hand."""
     settings = config.grpo
-    _check_sizes(config, setup)
+    check_rollout_sizes("grpo", settings, setup)
     policy_folder = setup.stage_folder(config.policy_from)
     check_model(policy_folder, setup.model)
     tokenizer = inherited_tokenizer(policy_folder, setup)
@@ -59,16 +60,9 @@ def build(config: GrpoTask, setup: Setup) -> Task:
     )
     key = jax.random.key(setup.seed)
 
-    def start(state):
-        @jax.jit
-        def begin(params, key):  # the reference must not be the buffers that get updated
-            return initial_state(jax.tree.map(jnp.copy, params), tx, jax.random.wrap_key_data(key))
-
-        return begin(reference, state.key)
-
     return Task(
         init=made.init,
-        start=start,
+        start=started_at(reference, tx),
         data=lambda position: batch_at(prompts, position, settings.prompts, setup.seed, setup.share),
         answered=None if answer is None else lambda s, batch, *rest: answer(s.params, s.frozen, batch, *rest),
         collect=made.collect,
@@ -97,7 +91,7 @@ def outline(config: GrpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
         ValueError: the numbers of prompts, minibatches and steps do not go together.
     """
     settings = config.grpo
-    _check_sizes(config, setup)
+    check_rollout_sizes("grpo", settings, setup)
     (policy, tx), scalar = trained_model(setup), scalar_model(setup.model)
     rows, length = settings.prompts * settings.group_size, config.prompt_tokens + settings.response_tokens
     forward = setup.model.forward_flops_per_token(length)
@@ -106,7 +100,7 @@ def outline(config: GrpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
     trained = rows * length // settings.minibatches
 
     return Outline(
-        init=lambda key: initial_state(policy.init(key), tx, jax.random.fold_in(key, 1)),
+        init=untrained(policy, tx),
         step=partial(grpo_step, policy=policy, optimizer=tx, config=settings),
         batch=abstract_prompts(
             settings.prompts,
@@ -121,13 +115,3 @@ def outline(config: GrpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
         collect_tokens=rows * length,
         collect_flops=rows * length * (2 * forward + (0.0 if given else drawing)),  # sampling policy, reference
     )
-
-
-def _check_sizes(config: GrpoTask, setup: Setup) -> None:
-    settings = config.grpo
-    if setup.batch_size != settings.prompts:
-        raise ValueError(
-            f"batch_size {setup.batch_size} differs from task.grpo.prompts {settings.prompts}: make them equal"
-        )
-    if setup.steps % settings.updates:
-        raise ValueError(f"steps {setup.steps} is no multiple of the {settings.updates} updates made on each rollout")

@@ -13,9 +13,8 @@ from gptjax.generate.engine import SamplingConfig
 from gptjax.run.mesh import put
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.rows import Rows, RowsConfig, corpus_rows, shard_rows
-from gptjax.run.tasks.upstream import abstract_rows, sampler, started, trained_model
+from gptjax.run.tasks.upstream import rows_outline, sampler, started, trained_model
 from gptjax.train.lm import lm_step, lm_sums
-from gptjax.train.update import initial_state
 from gptjax.types import Model, Params, PromptBatch
 
 
@@ -79,17 +78,11 @@ def build(config: LmTask, setup: Setup) -> Task:
 def outline(config: LmTask, setup: Setup) -> Outline:
     """The task without its corpus."""
     model, tx = trained_model(setup)
-    tokens = setup.batch_size * config.row_tokens
-    return Outline(
-        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
-        step=partial(
-            lm_step, model=model, optimizer=tx, z_loss=config.z_loss, loss_chunks=config.loss_chunks,
-            dropout=setup.model.dropout > 0,
-        ),
-        batch=abstract_rows(setup.batch_size, config.row_tokens),
-        step_tokens=tokens,
-        step_flops=tokens * setup.model.train_flops_per_token(config.row_tokens),
+    step = partial(
+        lm_step, model=model, optimizer=tx, z_loss=config.z_loss, loss_chunks=config.loss_chunks,
+        dropout=setup.model.dropout > 0,
     )  # fmt: skip
+    return rows_outline(setup, model, tx, step, config.row_tokens)
 
 
 def samples(model: Model, params: Params, tokenizer: Tokenizer, setup: Setup, count: int) -> list[str]:

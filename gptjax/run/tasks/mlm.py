@@ -17,9 +17,8 @@ from gptjax.eval.perplexity import heldout_loss
 from gptjax.run.mesh import fetch, put
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.corpus import CorpusConfig, read_corpus
-from gptjax.run.tasks.upstream import abstract_rows, started, trained_model
+from gptjax.run.tasks.upstream import rows_outline, started, trained_model
 from gptjax.train.mlm import mlm_step, mlm_sums
-from gptjax.train.update import initial_state
 from gptjax.types import LmBatch, Model, TrainState
 
 
@@ -87,16 +86,8 @@ def build(config: MlmTask, setup: Setup) -> Task:
 def outline(config: MlmTask, setup: Setup) -> Outline:
     """The task without its corpus."""
     model, tx = trained_model(setup)
-    tokens = setup.batch_size * config.row_tokens
-    return Outline(
-        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
-        step=partial(
-            mlm_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=setup.model.dropout > 0
-        ),
-        batch=abstract_rows(setup.batch_size, config.row_tokens),
-        step_tokens=tokens,
-        step_flops=tokens * setup.model.train_flops_per_token(config.row_tokens, causal=False),
-    )
+    step = partial(mlm_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=setup.model.dropout > 0)
+    return rows_outline(setup, model, tx, step, config.row_tokens, causal=False)
 
 
 def guesses(state: TrainState, batch: LmBatch, *, model: Model) -> jax.Array:

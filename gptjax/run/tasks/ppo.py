@@ -23,6 +23,7 @@ from gptjax.run.tasks.upstream import (
     abstract_prompts,
     abstract_rows,
     check_model,
+    check_rollout_sizes,
     fresh_reward,
     inherited_tokenizer,
     load_policy,
@@ -152,12 +153,7 @@ def outline(config: PpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
     Raises:
         ValueError: the numbers of prompts, updates and steps do not go together.
     """
-    if setup.batch_size != config.ppo.prompts:
-        raise ValueError(
-            f"batch_size {setup.batch_size} differs from task.ppo.prompts {config.ppo.prompts}: make them equal"
-        )
-    if setup.steps % config.ppo.updates:
-        raise ValueError(f"steps {setup.steps} is no multiple of the {config.ppo.updates} updates made on each rollout")
+    check_rollout_sizes("ppo", config.ppo, setup)
     policy, scalar, head, tx = _models(config, setup)
     about = {"policy": policy, "scalar": scalar, "head": head, "config": config.ppo}
     ppo, value = config.ppo, head or scalar

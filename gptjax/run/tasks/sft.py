@@ -21,16 +21,15 @@ from gptjax.run.mesh import put
 from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.upstream import (
-    abstract_rows,
     check_model,
     inherited_tokenizer,
+    rows_outline,
     sampler,
     started,
     trained_model,
 )
 from gptjax.train.lm import lm_sums
 from gptjax.train.sft import sft_step
-from gptjax.train.update import initial_state
 from gptjax.types import LmBatch
 
 
@@ -120,14 +119,8 @@ def build(config: SftTask, setup: Setup) -> Task:
 def outline(config: SftTask, setup: Setup) -> Outline:
     """The task without its conversations."""
     model, tx = trained_model(setup)
-    dropout, tokens = setup.model.dropout > 0, setup.batch_size * config.row_tokens
-    return Outline(
-        init=lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1)),
-        step=partial(sft_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=dropout),
-        batch=abstract_rows(setup.batch_size, config.row_tokens),
-        step_tokens=tokens,
-        step_flops=tokens * setup.model.train_flops_per_token(config.row_tokens),
-    )
+    step = partial(sft_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=setup.model.dropout > 0)
+    return rows_outline(setup, model, tx, step, config.row_tokens)
 
 
 def conversations(config: SftTask) -> tuple[list[list[Message]], list[list[Message]]]:

@@ -22,9 +22,11 @@ from gptjax.optim.optimizer import optimizer
 from gptjax.run.checkpoint import load_model
 from gptjax.run.hosts import on_first
 from gptjax.run.mesh import batch_rows, fetch, put
-from gptjax.run.task import Setup
+from gptjax.run.task import Outline, Setup
+from gptjax.train.grpo import GrpoConfig
+from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.update import initial_state
-from gptjax.types import Drawn, LmBatch, Model, Params, PromptBatch, ScalarModel, TrainState
+from gptjax.types import Drawn, LmBatch, Metrics, Model, Params, PromptBatch, ScalarModel, TrainState
 
 
 def inherited_tokenizer(folder: Path, setup: Setup) -> Tokenizer:
@@ -132,6 +134,26 @@ def abstract_rows(rows: int, tokens: int) -> LmBatch:
     )  # fmt: skip
 
 
+def rows_outline(
+    setup: Setup,
+    model: Model,
+    tx: optax.GradientTransformation,
+    step: Callable[[TrainState, LmBatch], tuple[TrainState, Metrics]],
+    row_tokens: int,
+    *,
+    causal: bool = True,
+) -> Outline:
+    """Of a task whose step takes batches of packed rows."""
+    tokens = setup.batch_size * row_tokens
+    return Outline(
+        init=untrained(model, tx),
+        step=step,
+        batch=abstract_rows(setup.batch_size, row_tokens),
+        step_tokens=tokens,
+        step_flops=tokens * setup.model.train_flops_per_token(row_tokens, causal=causal),
+    )
+
+
 def abstract_prompts(prompts: int, tokens: int, *, given: tuple[int, int] | None = None) -> PromptBatch:
     """The shapes of a batch of left-padded prompts; given: (answers, tokens of each) that come with their scores."""
     answers = None
@@ -148,6 +170,31 @@ def abstract_prompts(prompts: int, tokens: int, *, given: tuple[int, int] | None
         lengths_B=jax.ShapeDtypeStruct((prompts,), jnp.int32),
         drawn=answers,
     )
+
+
+def check_rollout_sizes(name: str, settings: PpoConfig | GrpoConfig, setup: Setup) -> None:
+    """Raise ValueError if prompts or updates of a rollout do not fit the stage; `name` is that of its settings."""
+    if setup.batch_size != settings.prompts:
+        raise ValueError(
+            f"batch_size {setup.batch_size} differs from task.{name}.prompts {settings.prompts}: make them equal"
+        )
+    if setup.steps % settings.updates:
+        raise ValueError(f"steps {setup.steps} is no multiple of the {settings.updates} updates made on each rollout")
+
+
+def untrained(model: Model, tx: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
+    """The state of random weights that a key gives."""
+    return lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1))
+
+
+def started_at(params: Params, tx: optax.GradientTransformation) -> Callable[[TrainState], TrainState]:
+    """What puts a copy of weights in place of random ones: the reference must not be the buffers that get updated."""
+
+    @jax.jit
+    def begin(params: Params, key: jax.Array) -> TrainState:
+        return initial_state(jax.tree.map(jnp.copy, params), tx, jax.random.wrap_key_data(key))
+
+    return lambda state: begin(params, state.key)
 
 
 def started(
