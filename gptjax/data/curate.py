@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from gptjax.data.heldout import hash_fraction
 from gptjax.data.personal_data import personal_data
 
 SPLITS = ("train", "valid", "test")
@@ -81,7 +82,7 @@ def normalised(text: str) -> str:
 
 def split_of(user: str, config: CurationConfig) -> str:
     """train, valid or test: from a hash of the user alone, so that it never changes as prompts come and go."""
-    fraction = int.from_bytes(hashlib.sha256(user.encode()).digest()[:8], "big") / 2**64
+    fraction = hash_fraction(user)
     if fraction < 1 - config.valid - config.test:
         return "train"
     return "valid" if fraction < 1 - config.test else "test"

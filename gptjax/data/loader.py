@@ -1,6 +1,7 @@
 """Batches as a pure function of (seed, position): resuming is a seek, and the number of hosts changes nothing."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -123,6 +124,15 @@ def evaluation_batches(rows: Rows, batch_size: int, share: Share = EVERYTHING) -
 def own_rows(batch: Rows, share: Share) -> Rows:
     """This host's rows of every array of a batch that is at hand whole; nested ones may differ in their number."""
     return batch if share == EVERYTHING else _mapped(lambda values: values[share.rows(len(values))], batch)
+
+
+def fingerprint(rows: Any) -> str:
+    """16 hex digits of a hash of every array of the rows, which is the same if and only if they are."""
+    digest = hashlib.sha256()
+    for values in vars(rows).values():
+        if values is not None:
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _taken(rows: Rows, index: np.ndarray) -> Rows:

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias
 
+from gptjax.data.heldout import hash_fraction
 from gptjax.data.python_objects import DocObject, doc_objects, library_files
 from gptjax.data.sources import Document
 
@@ -137,8 +138,7 @@ def _sources(split: Split, fraction: float) -> Iterator[Document]:
 
 
 def _hash_fraction(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone; with this prefix 10 % of modules are 10 % of docstrings."""
-    return int.from_bytes(hashlib.sha256(f"held-out:{name}".encode()).digest()[:8], "big") / 2**64
+    return hash_fraction(f"held-out:{name}")  # with this prefix 10 % of modules are 10 % of docstrings
 
 
 def _check(split: str, fraction: float) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptjax.data.heldout import hash_fraction
 from gptjax.data.packing import Long, pack
 from gptjax.data.shards import FORMAT, MANIFEST, TOKENIZER, file_sha256, fingerprint, layout, write_shard
 from gptjax.data.sources import Document, document_files, read_documents
@@ -130,7 +131,7 @@ def _split(documents: list[Document], heldout_fraction: float) -> dict[str, list
     """By a hash of the text, so that equal documents fall to one side."""
     found: dict[str, list[Document]] = {split: [] for split in _SPLITS}
     for document in documents:
-        found["heldout" if _fraction(document.text) < heldout_fraction else "train"].append(document)
+        found["heldout" if hash_fraction(document.text) < heldout_fraction else "train"].append(document)
     return found
 
 
@@ -249,7 +250,3 @@ def _manifest(entries: list[dict[str, Any]], tokenizer: Tokenizer, config: Token
 def _is_whole(folder: Path, shard: dict[str, Any]) -> bool:
     path = folder / shard["name"]
     return path.is_file() and path.stat().st_size == shard["bytes"] and file_sha256(path) == shard["sha256"]
-
-
-def _fraction(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

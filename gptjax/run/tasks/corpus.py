@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import lzma
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from gptjax.data import python_docs
 from gptjax.data.byte_tokenizer import ByteTokenizer
+from gptjax.data.heldout import hash_fraction
 from gptjax.data.packing import Long, PackingReport, pack
 from gptjax.data.python_source import source_documents
 from gptjax.data.sources import Document, read_documents
@@ -136,8 +136,8 @@ def corpus(config: CorpusConfig) -> tuple[list[Document], list[Document]]:
         for document in read_documents(config.corpus, field=config.field)
         for piece in pieces(document.text)
     ]
-    heldout = [document for document in documents if _fraction(document.text) < config.heldout_fraction]
-    train = [document for document in documents if _fraction(document.text) >= config.heldout_fraction]
+    heldout = [document for document in documents if hash_fraction(document.text) < config.heldout_fraction]
+    train = [document for document in documents if hash_fraction(document.text) >= config.heldout_fraction]
     if not heldout or not train:
         raise ValueError(
             f"{config.corpus}: {len(documents)} documents are too few to hold {config.heldout_fraction:.0%} of them "
@@ -192,7 +192,3 @@ def packed_rows(documents: list[Document], tokenizer: Tokenizer, config: CorpusC
     """Every document after a BOS token, packed into rows."""
     ids = [tokenizer.document(document.text) for document in documents]
     return pack(ids, config.row_tokens, pad_id=tokenizer.pad_id, long=config.long)
-
-
-def _fraction(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

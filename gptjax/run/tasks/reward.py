@@ -1,7 +1,6 @@
 """Reward modelling: ranked candidates -> a model that scores answers."""
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import optax
 
 from gptjax.data.candidates import epoch_rows, packed, rows_needed
 from gptjax.data.labeler import SimulatedLabeler
-from gptjax.data.loader import batch_at, evaluation_batches
+from gptjax.data.loader import batch_at, evaluation_batches, fingerprint
 from gptjax.data.preferences import Comparison, read_preferences, reward_batch
 from gptjax.data.prompts import prompt_batch
 from gptjax.data.python_questions import questions, unanswered_questions
@@ -150,7 +149,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
         tokens="reward/tokens",
         loss="reward/loss",
         flops_per_token=setup.model.train_flops_per_token(row_tokens, scalar=True),
-        data_fingerprint=_fingerprint(rows),
+        data_fingerprint=fingerprint(rows),
     )
 
 
@@ -257,11 +256,3 @@ def _simulate(config: RewardTask, setup: Setup, tokenizer: Tokenizer, upstream: 
 
 def _state(params: Any, tx: Any, key: jax.Array) -> TrainState:
     return initial_state(params, tx, key, reward_gain=jnp.ones(()), reward_bias=jnp.zeros(()))
-
-
-def _fingerprint(rows: Rows) -> str:
-    digest = hashlib.sha256()
-    for values in vars(rows).values():
-        if values is not None:
-            digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()[:16]

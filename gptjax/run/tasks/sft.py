@@ -1,6 +1,5 @@
 """Supervised fine-tuning: conversations -> a model that answers and ends its turn."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,8 @@ import jax
 import numpy as np
 
 from gptjax.data.conversations import Message, Turns, pack_conversations, read_conversations
-from gptjax.data.loader import batch_at
+from gptjax.data.heldout import hash_fraction
+from gptjax.data.loader import batch_at, fingerprint
 from gptjax.data.packing import weighted_by_segment
 from gptjax.data.prompts import prompt_batch
 from gptjax.data.python_questions import questions
@@ -30,7 +30,6 @@ from gptjax.run.tasks.upstream import (
 )
 from gptjax.train.lm import lm_sums
 from gptjax.train.sft import sft_step
-from gptjax.types import LmBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +111,7 @@ def build(config: SftTask, setup: Setup) -> Task:
         tokens="sft/row_tokens",
         loss="sft/nats_per_token",
         flops_per_token=setup.model.train_flops_per_token(config.row_tokens),
-        data_fingerprint=f"{_fingerprint(rows)}-{tokenizer.fingerprint[:16]}",
+        data_fingerprint=f"{fingerprint(rows)}-{tokenizer.fingerprint[:16]}",
     )
 
 
@@ -129,8 +128,9 @@ def conversations(config: SftTask) -> tuple[list[list[Message]], list[list[Messa
         train, heldout = (questions(split, fraction=config.heldout_fraction) for split in ("train", "heldout"))
         return [question.conversation for question in train], [question.conversation for question in heldout]
     everything = list(read_conversations(config.conversations))
-    heldout = [messages for messages in everything if _fraction(messages) < config.heldout_fraction]
-    train = [messages for messages in everything if _fraction(messages) >= config.heldout_fraction]
+    train, heldout = [], []
+    for messages in everything:
+        (heldout if hash_fraction(repr(list(messages))) < config.heldout_fraction else train).append(messages)
     if not heldout or not train:
         raise ValueError(
             f"{config.conversations}: {len(everything)} conversations are too few to hold "
@@ -147,14 +147,3 @@ def _prompt(messages: Sequence[Message]) -> Sequence[Message]:
 
 def _reference(messages: Sequence[Message]) -> str:
     return next(message["content"] for message in messages if message["role"] == "assistant")
-
-
-def _fraction(messages: Sequence[Message]) -> float:
-    return int.from_bytes(hashlib.sha256(repr(list(messages)).encode()).digest()[:8], "big") / 2**64
-
-
-def _fingerprint(rows: LmBatch) -> str:
-    digest = hashlib.sha256()
-    for values in vars(rows).values():
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()[:16]
