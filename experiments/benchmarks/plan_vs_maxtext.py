@@ -1,6 +1,6 @@
 """Memory, collectives and compile time of gptjax's plans beside those of MaxText 0.2.5.
 
-    python experiments/benchmarks/plan_vs_maxtext.py llama2_7b llama3_8b gpt3_175b
+    python experiments/benchmarks/plan_vs_maxtext.py llama2_7b llama3_8b mixtral_8x7b gpt3_175b
 
 One JSON line for each. MaxText's figures were taken with its train_compile at the same model, topology, mesh, batch and
 full rematerialisation, float32 parameters and AdamW state, synthetic input, on two cores; results: docs/log.md.
@@ -27,6 +27,7 @@ from gptjax.run.start import start_jax
 MAXTEXT = {
     "llama2_7b": ("v5e:16x16", 316e6, 5797e6, 195),
     "llama3_8b": ("v6e:16x16", 379e6, 19_682e6, 190),
+    "mixtral_8x7b": ("v5p:4x4x4", 8760e6, 33_442e6, 200),
     "gpt3_175b": ("v5p:8x8x8", 4136e6, 20_220e6, 198),
 }
 

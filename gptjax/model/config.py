@@ -18,7 +18,7 @@ class ModelConfig:
     dropout: rate on residual branches.
     dtype: of activations and matmuls; parameters are float32 (float64 when JAX runs in 64 bits and dtype is float64).
     remat: what the backward pass recomputes of a block: nothing (none), all but matmul results (matmuls), all but
-    attention's result (attention), everything (full).
+    attention's result (attention), everything (full), or everything from inputs kept in the host's memory (offload).
     attention: the kernel: reference, splash (TPU), cudnn (NVIDIA GPU), or auto: whichever of them suits the platform.
     window: a token attends itself and the window - 1 tokens before it (None: all of its document so far).
     soft_cap: attention scores become soft_cap * tanh(score / soft_cap) (None: they stay).
@@ -54,7 +54,7 @@ class ModelConfig:
     tied: bool = True
     dropout: float = 0.0
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    remat: Literal["none", "matmuls", "attention", "full"] = "none"
+    remat: Literal["none", "matmuls", "attention", "full", "offload"] = "none"
     attention: Kernel = "auto"
     window: int | None = None
     soft_cap: float | None = None

@@ -47,6 +47,9 @@ PRESETS: dict[str, ModelConfig] = {
     "llama2-70b": _llama2(80, 8192, 64, 8, 28_672),
     "llama3-8b": _llama3(32, 4096, 32, 14_336),
     "llama3-70b": _llama3(80, 8192, 64, 28_672),
+    "mixtral-8x7b": dataclasses.replace(
+        _llama2(32, 4096, 32, 8, 14_336), max_length=32_768, rope_theta=1e6, experts=8, balance_coefficient=0.02
+    ),
 }
 
 
@@ -65,7 +68,8 @@ def preset(name: str, **changes: Any) -> ModelConfig:
         ValueError: no such name.
 
     Source: Radford et al. 2019 (GPT-2); Brown et al. 2020, arXiv:2005.14165, table 2.1; Touvron et al. 2023,
-    arXiv:2307.09288 (Llama 2); Grattafiori et al. 2024, arXiv:2407.21783, table 3 (Llama 3).
+    arXiv:2307.09288 (Llama 2); Grattafiori et al. 2024, arXiv:2407.21783, table 3 (Llama 3); Jiang et al. 2024,
+    arXiv:2401.04088, table 1 (Mixtral), whose coefficient of the balance loss is that of its released configuration.
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")

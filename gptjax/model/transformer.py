@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import reshard
 
 from gptjax import dims
@@ -13,10 +14,15 @@ from gptjax.nn.embedding import lookup, unembed
 from gptjax.nn.kernels import SAVED
 from gptjax.types import Cache, RouterSums
 
+_BLOCK_INPUT = "block_input"
 _REMAT = {
     "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[_BLOCK_INPUT], offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -99,6 +105,8 @@ class Transformer(nnx.Module):
 
         def body(h_BTD, layer):
             params, number = layer
+            if self.config.remat == "offload":  # elsewhere the name would only cost room
+                h_BTD = checkpoint_name(h_BTD, _BLOCK_INPUT)
             layer_key = None if key is None else jax.random.fold_in(key, number)
             block = nnx.merge(graph, params)
             h_BTD, k_BTKH, v_BTKH, router = block(h_BTD, segments_BT, positions_BT, causal=causal, key=layer_key)

@@ -8,6 +8,7 @@ import optax
 
 from gptjax.optim.adam import scale_by_adam_tf
 from gptjax.optim.muon import scale_by_muon
+from gptjax.optim.rounded import rounded
 from gptjax.optim.schedule import ScheduleName, schedule
 from gptjax.types import Params
 
@@ -22,6 +23,7 @@ class OptimizerConfig:
     decay_fraction (of wsd): see gptjax.optim.schedule.
     b1, b2, eps: Adam's.  eps_mode: paper (eps is added after bias correction, as optax and PyTorch do) or tf (before
     it, as in TensorFlow 1 and OpenAI's PPO: smaller early steps).
+    moment_dtype: in which the averages of gradients and squares are kept, float32 or bfloat16 (gptjax.optim.rounded).
     weight_decay: decoupled, per unit of learning rate.  clip_norm: largest global gradient norm.
     """
 
@@ -36,6 +38,7 @@ class OptimizerConfig:
     b2: float = 0.95
     eps: float = 1e-8
     eps_mode: Literal["paper", "tf"] = "paper"
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
 
@@ -94,6 +97,8 @@ def optimizer(
         direction = optax.partition({"muon": scale_by_muon(letters), "adam": adam}, labels)
     elif config.name == "rmsprop":
         direction = optax.scale_by_rms(decay=config.b2, eps=config.eps, eps_in_sqrt=False)
+    if config.moment_dtype == "bfloat16":
+        direction = rounded(direction)
     if ratios is not None:
         direction = optax.chain(
             _scaled(jax.tree.map(lambda ratio: ratio.width * ratio.depth, ratios)),

@@ -1,9 +1,10 @@
 """The mesh of a run: five named axes that always exist, explicit sharding, and how arrays get onto them and back."""
 
 import dataclasses
-import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -62,12 +63,25 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     sizes, kinds = config.sizes(len(devices)), (AxisType.Explicit,) * len(dims.MESH_AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return jax.make_mesh(sizes, dims.MESH_AXES, axis_types=kinds, devices=devices)
+        return Mesh(_arranged(mesh_utils.create_device_mesh, sizes, devices), dims.MESH_AXES, axis_types=kinds)
     if sizes[0] % slices:
         raise ValueError(f"mesh.data {sizes[0]} is not a multiple of the {slices} slices: only `data` may cross them")
     within = (sizes[0] // slices, *sizes[1:])
     across = (slices, *(1 for _ in sizes[1:]))
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), dims.MESH_AXES, axis_types=kinds)
+    arranged = _arranged(partial(mesh_utils.create_hybrid_device_mesh, within), across, devices)
+    return Mesh(arranged, dims.MESH_AXES, axis_types=kinds)
+
+
+def _arranged(create: Callable[..., np.ndarray], sizes: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+    """The devices in the mesh's shape, neighbours along each axis being neighbours in the torus.
+
+    A mesh axis has whole directions of the torus where that is possible, and else a part of one: 64 x 4 on a torus of
+    16 x 16, where an axis of 4 takes a quarter of a direction.
+    """
+    try:
+        return create(sizes, devices)
+    except NotImplementedError:
+        return create(sizes, devices, allow_split_physical_axes=True)
 
 
 def batch_rows(mesh: Mesh) -> int:
@@ -84,7 +98,7 @@ def bytes_per_device(tree: Any) -> int:
     return max(held.values(), default=0)
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def host_share(mesh: Mesh) -> Share:
     """The pieces of every batch that this process's devices hold.
 

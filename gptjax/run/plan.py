@@ -168,7 +168,7 @@ def _programs(experiment: Experiment, mesh: Mesh) -> Iterator[tuple[str, _Progra
                 function=made.collect, arguments=arguments, donate=False, tokens=made.collect_tokens,
                 flops=made.collect_flops, hardware_flops=made.collect_flops,
             )  # fmt: skip
-        recomputed = {"full": 4 / 3, "attention": 4 / 3, "matmuls": 1.0, "none": 1.0}[experiment.model.remat]
+        recomputed = 4 / 3 if experiment.model.remat in ("full", "offload", "attention") else 1.0
         yield "step", _Program(
             function=made.step, arguments=(state, batch), donate=True, tokens=made.step_tokens,
             flops=made.step_flops, hardware_flops=made.step_flops * recomputed,

@@ -38,7 +38,8 @@ class Choice:
 def smallest_change(experiment: Experiment, devices: list[Any]) -> Choice | None:
     """The first of the changes that makes the experiment fit, from those that cost least to those that cost most.
 
-    Each is tried on top of those before it: more recomputation, a spread residual stream, logits in pieces, less batch.
+    Each is tried on top of those before it: more recomputation, a spread residual stream, logits in pieces, block
+    inputs in the host's memory, less batch.
     """
     changes = list(_remedies(experiment))
     with Progress("searching", len(changes)) as progress:
@@ -70,6 +71,8 @@ def _remedies(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
     if getattr(experiment.task, "loss_chunks", 8) < 8:
         experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, loss_chunks=8))
         yield note("--task.loss-chunks 8"), experiment
+    experiment = _with_model(experiment, remat="offload")
+    yield note("--model.remat offload").replace("--model.remat full ", ""), experiment
     if not any(hasattr(experiment.task, name) for name in ("ppo", "grpo")):  # theirs must match other settings
         for divisor in (2, 4):
             if experiment.batch_size % divisor == 0:

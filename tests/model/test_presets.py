@@ -8,7 +8,7 @@ import pytest
 from gptjax.model.presets import PRESETS, preset
 from gptjax.model.pure import language_model
 
-# Counted by others on the released weights (GPT-2, Llama).
+# Counted by others on the released weights (GPT-2, Llama, Mixtral).
 EXACT = {
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
@@ -19,6 +19,7 @@ EXACT = {
     "llama2-70b": 68_976_648_192,
     "llama3-8b": 8_030_261_248,
     "llama3-70b": 70_553_706_496,
+    "mixtral-8x7b": 46_702_792_704,
 }
 # Table 2.1 of the GPT-3 paper, where counts are rounded.
 ROUNDED = {

@@ -143,13 +143,21 @@ def test_dropout_needs_a_key_and_follows_it(one_device):
 def test_recomputation_changes_no_gradient(one_device):
     rows = on_mesh(one_device, [[1, 2, 3, 4]])
     gradients = []
-    for remat in ("none", "matmuls", "full"):
+    for remat in ("none", "matmuls", "attention", "full", "offload"):
         model = language_model(ModelConfig(**TINY, remat=remat))
         params = jax.jit(model.init)(jax.random.key(0))
         gradients.append(jax.jit(jax.grad(lambda p, m=model: jnp.sum(m.hidden(p, {}, *rows)[0] ** 3)))(params))
     for other in gradients[1:]:
         for a, b in zip(jax.tree.leaves(gradients[0]), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())  # recomputed, so rounded anew
+
+
+@pytest.mark.parametrize(("remat", "there"), [("full", False), ("offload", True)])
+def test_offloaded_block_inputs_lie_in_the_hosts_memory(one_device, remat, there):
+    model, rows = language_model(ModelConfig(**TINY, remat=remat)), on_mesh(one_device, [[1, 2, 3, 4]])
+    params = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
+    traced = jax.jit(jax.grad(lambda p: jnp.sum(model.hidden(p, {}, *rows)[0]))).trace(params)
+    assert ("pinned_host" in traced.lower(lowering_platforms=("tpu",)).as_text()) == there
 
 
 def test_the_scalar_head_reads_each_position_by_itself(one_device):
