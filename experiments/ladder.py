@@ -140,8 +140,8 @@ def data() -> Path:
     for number, (name, make) in enumerate(RUNGS.items()):
         examples = make(random.Random(f"{SEED}-{number}"))
         # a hundred sums are learnt by heart, from which reinforcement then removes the mistakes; left at chance by
-        # fine-tuning, 6,400 sampled answers do not move them
-        pairs = [next(examples) for _ in range(9600 if name == "sum" else 2400)]
+        # fine-tuning, 6,400 sampled answers do not move them, nor facts whose truth is never sampled
+        pairs = [next(examples) for _ in range({"sum": 9600, "facts": 4800}.get(name, 2400))]
         user = [[{"role": "user", "content": known["text"]}] for known, _ in pairs]
         _write(folder / f"{name}.jsonl", [{"messages": m} | known for m, (known, _) in zip(user, pairs, strict=True)])
         corpus += [{"text": f"{known['text']} {answer}\n"} for known, answer in pairs]
@@ -191,7 +191,7 @@ def sft(folder: Path) -> Experiment:
         conversations=folder / "chats.jsonl", heldout_fraction=0.02, row_tokens=64, prompt_tokens=PROMPT_TOKENS,
         answer_tokens=ANSWER_TOKENS,
     )  # fmt: skip
-    return _experiment(task, OptimizerConfig(name="muon", peak_lr=1e-2, warmup_steps=10), 480)
+    return _experiment(task, OptimizerConfig(name="muon", peak_lr=1e-2, warmup_steps=10), 560)
 
 
 def ppo(folder: Path, name: str, reward: Callable[..., Any], settings: Any, *criteria: Criterion) -> Experiment:
