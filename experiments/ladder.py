@@ -206,7 +206,7 @@ def grpo(folder: Path, name: str, reward: Callable[..., Any], settings: Any, *cr
     config = GrpoConfig(
         prompts=32, group_size=8, minibatches=2, response_tokens=ANSWER_TOKENS, missing_end_penalty=0.0, **settings
     )
-    return _rung(GrpoTask(grpo=config, **_about(folder, name, reward)), 32, 100 * config.updates, criteria)
+    return _rung(GrpoTask(grpo=config, **_about(folder, name, reward)), 32, 160 * config.updates, criteria)
 
 
 def _about(folder: Path, name: str, reward: Callable[..., Any]) -> dict[str, Any]:

@@ -41,6 +41,9 @@ def shape(letters: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
 def param_spec(letters: str, shape: Sequence[int] | None = None) -> PartitionSpec:
     """The layout of a stored parameter: "DNH" -> P("fsdp", "tensor", None).
 
+    What experts share is spread over `fsdp` and, if the current mesh has one, `expert`: P(("fsdp", "expert"), "tensor",
+    None).
+
     Args:
         letters: its dimensions.
         shape: its sizes. Where the current mesh has more devices along `tensor` than there are key-value heads, every
@@ -49,11 +52,17 @@ def param_spec(letters: str, shape: Sequence[int] | None = None) -> PartitionSpe
     Raises:
         ValueError: a letter has no layout, or two dims would land on one mesh axis.
     """
-    return _spec(letters, _PARAM | _whole_heads(letters, shape))
+    return _spec(letters, _PARAM | {"D": width_axes(letters)} | _whole_heads(letters, shape))
+
+
+def width_axes(letters: str) -> str | tuple[str, ...]:
+    """The mesh axes over which the model width of a parameter of these dimensions is spread while it is stored."""
+    spread = "E" not in letters and get_abstract_mesh().shape.get("expert", 1) > 1
+    return ("fsdp", "expert") if spread else "fsdp"
 
 
 def gathered_spec(letters: str, shape: Sequence[int] | None = None) -> PartitionSpec:
-    """The layout of a parameter while it is used: as stored, with the `fsdp` axis gathered."""
+    """The layout of a parameter while it is used: as stored, with its model width gathered."""
     return _spec(letters, _PARAM | {"D": None} | _whole_heads(letters, shape))
 
 

@@ -1,5 +1,6 @@
 """Letters to shapes and layouts."""
 
+import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -28,6 +29,21 @@ def test_letters_spell_a_shape():
 def test_parameters_are_stored_over_fsdp_and_used_gathered(letters, stored, used):
     assert dims.param_spec(letters) == stored
     assert dims.gathered_spec(letters) == used
+
+
+@pytest.mark.parametrize(
+    ("letters", "stored"),
+    [
+        ("LDNH", P(None, ("fsdp", "expert"), "tensor", None)),
+        ("D", P(("fsdp", "expert"))),
+        ("LEDF", P(None, "expert", "fsdp", "tensor")),
+        ("LDE", P(None, "fsdp", "expert")),
+    ],
+)
+def test_what_experts_share_is_stored_over_their_axis_too(letters, stored):
+    sizes = {"data": 1, "fsdp": 2, "expert": 4, "context": 1, "tensor": 1}
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))):
+        assert dims.param_spec(letters) == stored
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ def lookup(table_VD: jax.Array, tokens_BT: jax.Array, *, decoding: bool = False)
     """Rows of the table, one for each token; no device ever holds more than its share of the vocabulary.
 
     Args:
-        table_VD: float[V, D], V spread over `tensor`, D over `fsdp` or whole.
+        table_VD: float[V, D], V spread over `tensor`, D over `dims.width_axes` or whole.
         tokens_BT: i32[B, T], in [0, V).
         decoding: T is not spread over `context`.
 
@@ -21,9 +21,10 @@ def lookup(table_VD: jax.Array, tokens_BT: jax.Array, *, decoding: bool = False)
     table_spec = jax.typeof(table_VD).sharding.spec
 
     def local(table_VD, tokens_BT):
-        if table_spec[1] is not None:
-            table_VD = jax.lax.pcast(table_VD, ("data", "expert", "context"), to="varying")
-            table_VD = jax.lax.all_gather(table_VD, "fsdp", axis=1, tiled=True)
+        if (axes := table_spec[1]) is not None:
+            others = tuple(axis for axis in (*dims.BATCH_AXES, "context") if axis not in axes)
+            table_VD = jax.lax.pcast(table_VD, others, to="varying")
+            table_VD = jax.lax.all_gather(table_VD, axes, axis=1, tiled=True)
         start = jax.lax.axis_index("tensor") * table_VD.shape[0]
         row_BT = tokens_BT - start
         mine_BT = (row_BT >= 0) & (row_BT < table_VD.shape[0])

@@ -105,14 +105,15 @@ def mixture(
 
     Source: capacity: Lepikhin et al. 2021, arXiv:2006.16668, section 3.2; without: Gale et al. 2022, arXiv:2211.15841.
     """
-    if capacity_factor is None:
-        local = partial(_dropless, activation=activation)
-    else:
-        local = partial(_bounded, activation=activation, capacity_factor=capacity_factor)
     spec = partial(dims.act_spec, decoding=decoding)
     letters = Expert("EDF", None if expert.w_gate_EDF is None else "EDF", "EFD")
     expert_specs = jax.tree.map(dims.gathered_spec, letters)
     everywhere = dims.BATCH_AXES if decoding else (*dims.BATCH_AXES, "context")
+    if capacity_factor is None:
+        others = tuple(axis for axis in everywhere if axis != "expert")
+        local = partial(_dropless, activation=activation, other_axes=others)
+    else:
+        local = partial(_bounded, activation=activation, capacity_factor=capacity_factor)
 
     def device(x_BTD, chosen_BTC, weights_BTC, real_BT, expert):
         shape, choices = x_BTD.shape, chosen_BTC.shape[-1]
@@ -141,22 +142,47 @@ def _hidden_and_out(rows: jax.Array, expert: Expert, activation: Activation, mul
     return multiply(activated(multiply(rows, expert.w_in_EDF), gate, activation), expert.w_out_EFD)
 
 
-def _dropless(x_TD, chosen_TC, weights_TC, expert: Expert, *, activation: Activation):
-    """Every token to all of its experts: gather over `expert`, sort, multiply group by group, sum on the way back."""
-    held, choices = held_experts(expert), chosen_TC.shape[1]
+def _dropless(x_TD, chosen_TC, weights_TC, expert: Expert, *, activation: Activation, other_axes: tuple[str, ...]):
+    """Every token to all of its experts: gather over `expert`, sort, multiply group by group, sum on the way back.
+
+    One device may have to take all tokens, but most often gets an even share of them. The sorted rows are therefore
+    multiplied in as many pieces as the axis is long, of which the empty ones are passed over, and hidden units exist of
+    one piece at a time: the backward pass computes them again, which a block's recomputation would do anyway.
+
+    other_axes: over which rows differ and experts do not.
+    """
+    held, choices, pieces = held_experts(expert), chosen_TC.shape[1], jax.lax.axis_size("expert")
     x_TD, chosen_TC, weights_TC = (jax.lax.all_gather(x, "expert", tiled=True) for x in (x_TD, chosen_TC, weights_TC))
     own_M = chosen_TC.reshape(-1) - jax.lax.axis_index("expert") * held
     own_M = jnp.where((own_M >= 0) & (own_M < held), own_M, held)  # the experts of other devices come last
-    sizes_E = jnp.sum(own_M[:, None] == jnp.arange(held)[None], axis=0, dtype=jnp.int32)
+    ends_E = jnp.cumsum(jnp.sum(own_M[:, None] == jnp.arange(held)[None], axis=0, dtype=jnp.int32))
     order_M = jnp.argsort(own_M)[: x_TD.shape[0] * min(choices, held)]  # a token chooses no expert twice
-    used_M1 = (jnp.arange(order_M.shape[0]) < jnp.sum(sizes_E))[:, None]
-    token_M = order_M // choices
-    rows_MD = jnp.where(used_M1, x_TD[token_M], 0)
-    out_MD = _hidden_and_out(rows_MD, expert, activation, lambda rows, w: jax.lax.ragged_dot(rows, w, sizes_E))
-    out_MD = jnp.where(used_M1, out_MD * weights_TC.reshape(-1)[order_M][:, None], 0).astype(x_TD.dtype)
-    out_TD = jnp.zeros_like(x_TD).at[token_M].add(out_MD)
+    rows = order_M.shape[0] // pieces
+    weights_M = weights_TC.reshape(-1)
+
+    def added(out_TD, order_M, first):
+        within_E = jnp.clip(ends_E - first, 0, rows)
+        sizes_E = jnp.diff(within_E, prepend=0)
+        used_M1 = (jnp.arange(rows) < within_E[-1])[:, None]
+        token_M = order_M // choices
+        rows_MD = jnp.where(used_M1, x_TD[token_M], 0)
+        out_MD = _hidden_and_out(rows_MD, expert, activation, lambda rows, w: jax.lax.ragged_dot(rows, w, sizes_E))
+        out_MD = jnp.where(used_M1, out_MD * weights_M[order_M][:, None], 0).astype(x_TD.dtype)
+        return out_TD.at[token_M].add(out_MD)
+
+    @jax.checkpoint
+    def piece(out_TD, number):
+        first = number * rows
+        own_M = jax.lax.dynamic_slice_in_dim(order_M, first, rows)
+        return jax.lax.cond(first < ends_E[-1], added, lambda out_TD, *_: out_TD, out_TD, own_M, first), None
+
+    # so that gradients are summed over devices once, and not in a piece that only some of them multiply
+    expert = jax.tree.map(lambda w: jax.lax.pcast(w, other_axes, to="varying"), expert)
+    x_TD, weights_M = (jax.lax.pcast(x, "tensor", to="varying") for x in (x_TD, weights_M))
+    out_TD = jnp.zeros_like(x_TD)
+    out_TD = added(out_TD, order_M, 0) if pieces == 1 else jax.lax.scan(piece, out_TD, jnp.arange(pieces))[0]
     out_TD = jax.lax.psum_scatter(out_TD, "expert", tiled=True)
-    return jax.lax.psum(out_TD, "tensor"), jnp.zeros_like(sizes_E[0])
+    return jax.lax.psum(out_TD, "tensor"), jnp.zeros_like(ends_E[0])
 
 
 def _bounded(x_TD, chosen_TC, weights_TC, expert: Expert, *, activation: Activation, capacity_factor: float):

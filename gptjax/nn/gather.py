@@ -13,7 +13,8 @@ from gptjax import dims
 def gathered(x: jax.Array, letters: str, *, decoding: bool = False) -> jax.Array:
     """A matrix's value in the layout of its use; one that is whole already stays as it is.
 
-    The gradient is summed over rows and positions by one reduce-scatter over `fsdp`, and only the piece that stays
+    The gradient is summed over rows and positions by one reduce-scatter over `fsdp` (and `expert`, see
+    `dims.width_axes`), and only the piece that stays
     crosses `data`; left to itself XLA may sum all of it everywhere, which takes twice the bytes over `fsdp`.
 
     Args:
@@ -27,9 +28,11 @@ def gathered(x: jax.Array, letters: str, *, decoding: bool = False) -> jax.Array
     if stored == whole or jax.typeof(x).sharding.spec in (whole, after):
         return x
 
+    axes = dims.width_axes(letters)
+
     def local(piece):
-        piece = jax.lax.pcast(piece, tuple(axis for axis in summed if axis != "fsdp"), to="reduced")
-        return jax.lax.all_gather(piece, "fsdp", axis=letters.index("D"), tiled=True, to="reduced")
+        piece = jax.lax.pcast(piece, tuple(axis for axis in summed if axis not in axes), to="reduced")
+        return jax.lax.all_gather(piece, axes, axis=letters.index("D"), tiled=True, to="reduced")
 
     return jax.shard_map(local, in_specs=stored, out_specs=after)(jax.sharding.reshard(x, stored))
 

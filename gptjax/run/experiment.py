@@ -141,7 +141,7 @@ def check_layout(experiment: Experiment, mesh: Mesh) -> None:
     rows = batch_rows(mesh)
     spread = [
         ("batch_size", experiment.batch_size, "data x fsdp x expert", rows),
-        ("model.width", sizes["D"], "fsdp", mesh.shape["fsdp"]),
+        ("model.width", sizes["D"], "fsdp x expert", mesh.shape["fsdp"] * mesh.shape["expert"]),
         ("model.heads", sizes["N"], "tensor", mesh.shape["tensor"]),
         ("model.experts", sizes.get("E", 0), "expert", mesh.shape["expert"]),
         ("model.hidden", sizes["F"], "tensor", mesh.shape["tensor"]),
