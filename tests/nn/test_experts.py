@@ -119,6 +119,21 @@ def test_a_mixture_spread_over_devices_equals_a_loop_over_tokens_and_experts(cap
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("everyone", [(0, 1), (5, 2)])
+@pytest.mark.parametrize("axes", [{"expert": 4}, {"expert": 2, "context": 2}, {}])
+def test_nothing_is_dropped_when_all_tokens_choose_the_same_experts(everyone, axes, x64, monkeypatch):
+    monkeypatch.setattr("gptjax.nn.experts.BLOCK_ROWS", 5)  # some devices have many blocks, some none
+    x, chosen, weights, real, expert = given(np.random.default_rng(1))
+    arguments = (x, np.broadcast_to(np.array(everyone, np.int32), chosen.shape), weights, real, expert)
+    with jax.set_mesh(make_mesh(MeshConfig(data=1), jax.devices()[:1])):
+        expected = outcome(dense, jax.tree.map(jnp.asarray, arguments))
+    mesh = MeshConfig(data=1, **axes)
+    with jax.set_mesh(make_mesh(mesh, jax.devices()[: mesh.expert * mesh.context])):
+        found = outcome(lambda *x: mixture(*x, activation="swiglu", capacity_factor=None)[0], placed(arguments))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("capacity_factor", "kinds"), [(None, ("all-gather", "reduce-scatter")), (1.25, ("all-to-all",))]
 )
