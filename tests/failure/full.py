@@ -8,6 +8,7 @@ Needs nothing but the repository; exit code 1 if anything was lost or wrong numb
 
 import argparse
 import itertools
+import logging
 import os
 import random
 import shutil
@@ -30,6 +31,7 @@ def main() -> None:
     for name, count in (("kills", 50), ("signals", 20), ("flips", 20)):
         parser.add_argument(f"--{name}", type=int, default=count)
     args = parser.parse_args()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # as in every run: orbax prints what it then raises
     folder = Path(tempfile.mkdtemp(prefix="gptjax-failure-"))
     runner, lines = Runner(folder), []
     say("the run that nobody touches")

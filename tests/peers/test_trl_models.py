@@ -170,9 +170,8 @@ def test_one_update_of_policy_and_value_equals_trl(models, one_device):
     optimizer = optax.sgd(1.0)
     extra = initial_extra(config, models.params["policy"])
     state = initial_state(models.params, optimizer, jax.random.key(0), **extra)
-    after, metrics = ppo_step(
-        state, rollout, policy=models.model, scalar=models.scalar_model, optimizer=optimizer, config=config
-    )
+    step = partial(ppo_step, policy=models.model, scalar=models.scalar_model, optimizer=optimizer, config=config)
+    after, metrics = jax.jit(step)(state, rollout)
     assert 0 < metrics["ppo/clip_fraction"] < 1
     assert 0 < metrics["ppo/value_clip_fraction"] < 1
     ours = jax.tree.map(jnp.subtract, models.params, after.params)
@@ -180,7 +179,7 @@ def test_one_update_of_policy_and_value_equals_trl(models, one_device):
     assert_trees_close(ours, theirs, rtol=1e-6, atol=1e-8)  # TRL rounds n / (n - 1) to float32
 
 
-def test_one_reward_update_equals_trl_over_all_pairs_of_a_prompt(models):
+def test_one_reward_update_equals_trl_over_all_pairs_of_a_prompt(models, one_device):
     """gptjax scores each candidate once, TRL once for each pair it is in; loss and update are the same."""
     rng = np.random.default_rng(3)
     candidates, length = 4, PROMPT + RESPONSE
@@ -205,10 +204,10 @@ def test_one_reward_update_equals_trl_over_all_pairs_of_a_prompt(models):
     theirs = gpt2.scalar(models.scalar, True)
 
     ranked = RewardBatch(tokens_BCT=tokens[None], lengths_BC=lengths[None], ranks_BC=ranks[None])
-    batch = jax.tree.map(partial(jnp.asarray, dtype=jnp.int32), packed(ranked, 2 * length))
+    batch = put(jax.tree.map(partial(np.asarray, dtype=np.int32), packed(ranked, 2 * length)), one_device)
     optimizer = optax.sgd(1.0)
     state = initial_state(models.params["value"], optimizer, jax.random.key(0))
-    after, metrics = reward_step(state, batch, model=models.scalar_model, optimizer=optimizer)
+    after, metrics = jax.jit(partial(reward_step, model=models.scalar_model, optimizer=optimizer))(state, batch)
     np.testing.assert_allclose(metrics["reward/loss_nats"], float(loss.detach()), **CLOSE)
     np.testing.assert_allclose(metrics["reward/accuracy"], trainer._metrics["train"]["accuracy"][0], rtol=1e-6)
     assert metrics["reward/pairs"] == len(pairs) == 6

@@ -136,10 +136,13 @@ def _elements(params: Any, layout: Layout) -> dict[str, int]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         pieces = 1
-        for letter in name.rpartition("_")[2]:
+        letters = name.rpartition("_")[2]
+        for letter in letters:
             axis = SPREAD_OVER.get(letter)
             few = letter == "K" and SIZES["kv_heads"] < sizes["tensor"]  # then every device holds all of them
             pieces *= sizes[axis] if axis and not few else 1
+        if "D" in letters and "E" not in letters:  # what experts share
+            pieces *= sizes["expert"]
         found[name] = leaf.size // pieces
     return found
 
