@@ -26,8 +26,16 @@ def spelled(node):
     return found and found[1]
 
 
+CALLS = ("jnp.einsum", "product")
+
+
+def operands(node):
+    """What an einsum multiplies; a product's layout and kind come after its two operands."""
+    return node.args[1:3] if called(node) == "product" else node.args[1:]
+
+
 def einsums(source):
-    """(line, equation, letters of the operands, letters of the assigned name or None) of each einsum."""
+    """(line, equation, letters of the operands, letters of the assigned name or None) of each einsum or product."""
     tree = ast.parse(source)
     results = {
         node.value: spelled(node.targets[0])
@@ -35,9 +43,9 @@ def einsums(source):
         if isinstance(node, ast.Assign) and len(node.targets) == 1
     }
     return [
-        (node.lineno, node.args[0].value, [spelled(operand) for operand in node.args[1:]], results.get(node))
+        (node.lineno, node.args[0].value, [spelled(operand) for operand in operands(node)], results.get(node))
         for node in ast.walk(tree)
-        if called(node) == "jnp.einsum"
+        if called(node) in CALLS and isinstance(node.args[0], ast.Constant)
     ]
 
 
@@ -56,7 +64,8 @@ ALIASES = {"optim/muon.py"}  # a matrix times its own transpose needs a second l
 
 
 @pytest.mark.parametrize(
-    "path", [path for path, text in SOURCES.items() if "jnp.einsum" in text and path not in ALIASES]
+    "path",
+    [path for path, text in SOURCES.items() if any(f"{call}(" in text for call in CALLS) and path not in ALIASES],
 )
 def test_einsum_terms_are_the_suffixes_of_their_operands(path):
     assert misspelled(SOURCES[path]) == []
@@ -66,13 +75,16 @@ def test_a_misspelled_einsum_is_seen():
     assert misspelled('y_BF = jnp.einsum("BD,DF->BF", x_BD, use(self.w_DF, "DF", dtype))') == []
     assert misspelled('y_BF = jnp.einsum("BD,DF->BF", x_DB, w_DF)')
     assert misspelled('y_FB = jnp.einsum("BD,DF->BF", x_BD, w_DF)')
+    assert misspelled('y_BF = product("BD,DF->BF", x_BD, w_FD, spec, matmuls)')
+    assert misspelled('y_BF = product("BD,DF->BF", x_BD, w_DF, spec_BTD, matmuls)') == []
     with pytest.raises(AssertionError, match="line 1"):
         misspelled('jnp.einsum("BD,DF->BF", x_BD, use(self.w_FD, "DF", dtype))')
 
 
 def test_einsums_are_found_where_they_are():
     found = sum(len(einsums(text)) for text in SOURCES.values())
-    assert found == sum(text.count("jnp.einsum(") for text in SOURCES.values())
+    written = re.compile(r'\b(jnp\.einsum|product)\(\s*"')
+    assert found == sum(len(written.findall(text)) for text in SOURCES.values())
     assert found >= 10
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptjax.nn.kernels import Kernel
+from gptjax.nn.product import Matmuls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,8 @@ class ModelConfig:
     bias: biases in projections; experts have none.  tied: the embedding is also the unembedding.
     dropout: rate on residual branches.
     dtype: of activations and matmuls; parameters are float32 (float64 when JAX runs in 64 bits and dtype is float64).
+    matmuls: projections of attention and MLP: full, or with weights and activations quantised to int8 or fp8 (extra
+    quant; see gptjax.nn.product). Attention's scores, embedding, unembedding and norms are never quantised.
     remat: what the backward pass recomputes of a block: nothing (none), all but matmul results (matmuls), all but
     attention's result (attention), everything (full), or everything from inputs kept in the host's memory (offload).
     attention: the kernel: reference, splash (TPU), cudnn (NVIDIA GPU), or auto: whichever of them suits the platform.
@@ -54,6 +57,7 @@ class ModelConfig:
     tied: bool = True
     dropout: float = 0.0
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    matmuls: Matmuls = "full"
     remat: Literal["none", "matmuls", "attention", "full", "offload"] = "none"
     attention: Kernel = "auto"
     window: int | None = None
@@ -94,6 +98,10 @@ class ModelConfig:
             self._check_experts(self.experts)
 
     def _check_experts(self, experts: int) -> None:
+        if self.matmuls != "full":
+            raise ValueError(
+                f"model.matmuls {self.matmuls!r} does not know experts (model.experts {experts}): choose 'full'"
+            )
         if not 1 <= self.experts_per_token <= experts:
             raise ValueError(
                 f"model.experts_per_token must lie between 1 and model.experts {experts}, got {self.experts_per_token}"

@@ -16,6 +16,7 @@ from gptjax.nn.context import ring_attention
 from gptjax.nn.experts import activated
 from gptjax.nn.gather import PARTIAL_ROWS, gathered, gathered_rows, scattered_rows
 from gptjax.nn.norm import layer_norm, rms_norm
+from gptjax.nn.product import product
 from gptjax.nn.rope import rotate
 from gptjax.types import RouterSums
 
@@ -64,11 +65,11 @@ class Attention(nnx.Module):
         self, h_BTD: jax.Array, positions_BT: jax.Array, *, decoding: bool
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         q_spec, kv_spec = (dims.act_spec(letters, decoding=decoding) for letters in ("BTNH", "BTKH"))
-        dtype = h_BTD.dtype
-        q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD, use(self.wq_DNH, "DNH", dtype), out_sharding=q_spec)
+        dtype, matmuls = h_BTD.dtype, self.config.matmuls
+        q_BTNH = product("BTD,DNH->BTNH", h_BTD, use(self.wq_DNH, "DNH", dtype), q_spec, matmuls)
         wk_DKH, wv_DKH = (self._of_heads(w, "DKH", dtype) for w in (self.wk_DKH, self.wv_DKH))
-        k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, wk_DKH, out_sharding=kv_spec)
-        v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, wv_DKH, out_sharding=kv_spec)
+        k_BTKH = product("BTD,DKH->BTKH", h_BTD, wk_DKH, kv_spec, matmuls)
+        v_BTKH = product("BTD,DKH->BTKH", h_BTD, wv_DKH, kv_spec, matmuls)
         if self.bq_NH is not None and self.bk_KH is not None and self.bv_KH is not None:
             q_BTNH += use(self.bq_NH, "NH", dtype)[None, None]
             k_BTKH += self._of_heads(self.bk_KH, "KH", dtype)[None, None]
@@ -95,7 +96,8 @@ class Attention(nnx.Module):
     def project(self, o_BTNH: jax.Array, *, decoding: bool) -> jax.Array:
         spread = self.config.spread_norms and not decoding
         out_spec = PARTIAL_ROWS if spread else dims.act_spec("BTD", decoding=decoding)
-        h_BTD = jnp.einsum("BTNH,NHD->BTD", o_BTNH, use(self.wo_NHD, "NHD", o_BTNH.dtype), out_sharding=out_spec)
+        wo_NHD = use(self.wo_NHD, "NHD", o_BTNH.dtype)
+        h_BTD = product("BTNH,NHD->BTD", o_BTNH, wo_NHD, out_spec, self.config.matmuls)
         h_BTD = scattered_rows(h_BTD) if spread else h_BTD
         return h_BTD if self.bo_D is None else h_BTD + use(self.bo_D, "D", h_BTD.dtype)[None, None]
 
@@ -112,18 +114,18 @@ class Mlp(nnx.Module):
         self.b_out_D = declare(config, "LD", "bias") if config.bias else None
 
     def __call__(self, h_BTD: jax.Array, *, decoding: bool) -> jax.Array:
-        dtype = h_BTD.dtype
+        dtype, matmuls = h_BTD.dtype, self.config.matmuls
         hidden_spec = dims.act_spec("BTF", decoding=decoding)
         spread = self.config.spread_norms and not decoding
         out_spec = PARTIAL_ROWS if spread else dims.act_spec("BTD", decoding=decoding)
-        f_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_in_DF, "DF", dtype), out_sharding=hidden_spec)
+        f_BTF = product("BTD,DF->BTF", h_BTD, use(self.w_in_DF, "DF", dtype), hidden_spec, matmuls)
         if self.b_in_F is not None:
             f_BTF += use(self.b_in_F, "F", dtype)[None, None]
         gate_BTF = None
         if self.w_gate_DF is not None:
-            gate_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, use(self.w_gate_DF, "DF", dtype), out_sharding=hidden_spec)
+            gate_BTF = product("BTD,DF->BTF", h_BTD, use(self.w_gate_DF, "DF", dtype), hidden_spec, matmuls)
         f_BTF = activated(f_BTF, gate_BTF, self.config.activation)
-        out_BTD = jnp.einsum("BTF,FD->BTD", f_BTF, use(self.w_out_FD, "FD", dtype), out_sharding=out_spec)
+        out_BTD = product("BTF,FD->BTD", f_BTF, use(self.w_out_FD, "FD", dtype), out_spec, matmuls)
         out_BTD = scattered_rows(out_BTD) if spread else out_BTD
         return out_BTD if self.b_out_D is None else out_BTD + use(self.b_out_D, "D", dtype)[None, None]
 

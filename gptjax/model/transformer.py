@@ -1,5 +1,7 @@
 """The decoder Transformer: embedding, scanned blocks, final norm, unembedding; and its one-token form with a cache."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +12,7 @@ from gptjax import dims
 from gptjax.model.config import ModelConfig
 from gptjax.model.layers import Block, Norm, dropout
 from gptjax.model.parameters import declare, use
+from gptjax.nn import product
 from gptjax.nn.embedding import lookup, unembed
 from gptjax.nn.kernels import SAVED
 from gptjax.types import Cache, RouterSums
@@ -24,6 +27,13 @@ _REMAT = {
         offload_dst="pinned_host",
     ),
 }
+
+
+def _policy(config: ModelConfig) -> Callable[..., bool] | None:
+    """What a block keeps for the backward pass; of quantised products the result, not the sums of 8-bit numbers."""
+    if config.remat == "matmuls" and config.matmuls != "full":
+        return jax.checkpoint_policies.save_only_these_names(product.SAVED)
+    return _REMAT.get(config.remat)
 
 
 class Transformer(nnx.Module):
@@ -112,7 +122,7 @@ class Transformer(nnx.Module):
             h_BTD, k_BTKH, v_BTKH, router = block(h_BTD, segments_BT, positions_BT, causal=causal, key=layer_key)
             return h_BTD, ((k_BTKH, v_BTKH) if keep_cache else None, router)
 
-        if policy := _REMAT.get(self.config.remat):
+        if policy := _policy(self.config):
             body = jax.checkpoint(body, policy=policy)
         h_BTD = reshard(self.embed(tokens_BT, positions_BT), dims.residual_spec(spread=self.config.spread_norms))
         if key is not None:

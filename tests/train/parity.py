@@ -64,6 +64,10 @@ def _layouts() -> dict[str, Layout]:
         "fsdp 2 context 2 tensor 2, window, spread norms": Layout(
             mesh={"fsdp": 2, "context": 2, "tensor": 2}, model=WINDOW, how={"spread_norms": True}
         ),
+        "int8, fsdp 2 context 2 tensor 2": Layout(
+            mesh={"fsdp": 2, "context": 2, "tensor": 2}, model={"matmuls": "int8"}, how={"spread_norms": True}
+        ),
+        "fp8, data 2 fsdp 2 tensor 2": Layout(mesh={"data": 2, "fsdp": 2, "tensor": 2}, model={"matmuls": "fp8"}),
         "2 microbatches, fsdp 2 tensor 2": Layout(mesh={"fsdp": 2, "tensor": 2}, microbatches=2),
         "2 key-value heads, tensor 4": Layout(mesh={"fsdp": 2, "tensor": 4}),
         "moe, expert 2": Layout(mesh={"expert": 2}, model=MOE),

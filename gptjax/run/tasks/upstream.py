@@ -49,7 +49,7 @@ def inherited_tokenizer(folder: Path, setup: Setup) -> Tokenizer:
 
 _HOW = (  # how a model is computed, not what it is
     "dropout", "dtype", "remat", "unroll", "attention", "spread_norms", "context_attention", "capacity_factor",
-    "balance_coefficient", "router_z_coefficient",
+    "matmuls", "balance_coefficient", "router_z_coefficient",
 )  # fmt: skip
 
 
