@@ -23,7 +23,9 @@ _REMAT = {
     "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=[_BLOCK_INPUT], offload_src="device",
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_BLOCK_INPUT],
+        offload_src="device",
         offload_dst="pinned_host",
     ),
 }
@@ -48,7 +50,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array, *, decoding: bool = False) -> jax.Array:
         dtype = jnp.dtype(self.config.dtype)
-        h_BTD = lookup(self.embedding_VD.get_value().astype(dtype), tokens_BT, decoding=decoding)
+        h_BTD = lookup(self.embedding_VD.get_value(), tokens_BT, dtype, decoding=decoding)
         if self.position_TD is None:
             return h_BTD
         table_TD = use(self.position_TD, "TD", dtype)
