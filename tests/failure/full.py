@@ -53,7 +53,7 @@ def interruptions(runner: Runner, folder: Path, sign: signal.Signals, count: int
         if left <= 0:
             break
         workdir = folder / f"{sign.name}-{number}"
-        for stage, moment in PLAN[:left] if left < len(PLAN) else PLAN:
+        for stage, moment in PLAN[-left:]:  # the last run begins late, for rollouts are only in the last stage
             say(f"{sign.name}: {count - left + 1} of {count}, {stage}, {moment}")
             ended = runner.stop_when(workdir, MOMENTS[moment](workdir / stage), sign)
             left -= 1
