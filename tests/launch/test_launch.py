@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,10 @@ def test_ctrl_c_ends_the_command_and_the_loop(tmp_path):
         "time.sleep(60)\n"
     )
     command = [LAUNCH / "restart.sh", sys.executable, "-c", program]
-    process = subprocess.Popen(command, env=os.environ | {"HERE": str(tmp_path)}, start_new_session=True)
+    heeding = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # also where the tests ignore it
+    process = subprocess.Popen(
+        command, env=os.environ | {"HERE": str(tmp_path)}, start_new_session=True, preexec_fn=heeding
+    )
     deadline = time.monotonic() + 30
     while not (tmp_path / "running").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -31,14 +31,17 @@ def programs():
 
 
 def test_fsdp_gathers_every_matrix_twice_and_scatters_its_gradient_once(programs):
-    # float32 bytes: a block's matrices are 4 D D + 3 D F, of 3 layers; embedding and unembedding are V D each.
+    # float32 bytes: a block's matrices are 4 D D + 3 D F, of 3 layers; the unembedding is V D; to the embedding, longer
+    # than a device's 32 tokens, those of all 8 rows travel, and their columns to 32 tokens and back
     blocks, table = 3 * (4 * 16 * 16 + 3 * 16 * 32) * 4, 64 * 16 * 4
+    tokens, columns = 8 * 32 * 4, 32 * 16 * 4
     scales = 7 * 16 * 4  # of norms: gathered on each pass, their gradients summed everywhere
     moved = {row.kind: row for row in programs[0].traffic}
     assert {row.axes for row in programs[0].traffic} == {"fsdp"}
     gathered = moved["all-gather"].payload_bytes
-    assert 2 * blocks + 2 * table <= gathered <= 2 * blocks + 2 * table + 2 * scales
-    assert moved["reduce-scatter"].payload_bytes == blocks + 2 * table
+    assert 2 * blocks + table + tokens <= gathered <= 2 * blocks + table + tokens + 2 * scales
+    assert moved["reduce-scatter"].payload_bytes == blocks + table
+    assert moved["all-to-all"].payload_bytes == 2 * columns
     assert moved["all-reduce"].payload_bytes <= scales + 200  # and the metrics
 
 
