@@ -82,8 +82,8 @@ def sweep() -> Sweep:
     """Quick: three budgets of four sizes, and twice the largest budget held out."""
     sizes = ("20k", "33k", "68k", "115k")
     batch = {"batch_tokens": lambda tokens: 512}
-    held_out = grid({3.2e12: ("33k", "68k", "115k", "164k")}, suffix="_held_out", **batch)
-    budgets = dict.fromkeys((4e11, 8e11, 1.6e12), sizes)
+    held_out = grid({2.24e12: ("33k", "68k", "115k", "164k")}, suffix="_held_out", **batch)
+    budgets = dict.fromkeys((2.8e11, 5.6e11, 1.12e12), sizes)
     return Sweep(name="isoflop_quick", trunks=grid(budgets, **batch), held_out=held_out)
 
 

@@ -5,9 +5,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +108,8 @@ def _train(file: str, trunks: tuple[Trunk, ...], workdir: Path, processes: int) 
     if not waiting:
         return
     names, slots = [trunk.name for trunk in waiting], min(processes, len(waiting))
-    # as many cores for each as if all were busy: sums differ in the last bit with the number of threads
-    workers = [_start(file, names, workdir, slot, processes) for slot in range(slots)]
+    # as many cores for each as if none were finished: sums differ in the last bit with the number of threads
+    workers = [_start(file, names, workdir, slot, min(processes, len(trunks))) for slot in range(slots)]
     total = int(sum(trunk.own_flops() for trunk in trunks) / 1e6)
     try:
         with Progress("sweep (MFLOP)", max(total, 1), start=_done(workdir, trunks)) as progress:
@@ -135,14 +137,23 @@ def _start(file: str, names: list[str], workdir: Path, slot: int, slots: int) ->
 
 
 def _done(workdir: Path, trunks: tuple[Trunk, ...]) -> int:
-    """MFLOP of the finished stages and of the checkpointed steps of the others."""
+    """MFLOP of the steps that are done, by each stage's log."""
     total = 0.0
     for trunk in trunks:
-        for name, stage in trunk.recipe().stages.items():
-            if (workdir / trunk.name / name / "result.json").exists():
-                begin = 0 if stage.branch_from is None else trunk.recipe().stages[stage.branch_from].steps
-                total += trunk.flops(stage.steps - begin)
+        stages = trunk.recipe().stages
+        for name, stage in stages.items():
+            begin = 0 if stage.branch_from is None else stages[stage.branch_from].steps
+            total += trunk.flops(max(0, _last_step(workdir / trunk.name / name / "metrics.jsonl") - begin))
     return int(total / 1e6)
+
+
+def _last_step(log: Path) -> int:
+    """The newest step of a log that may be growing; 0 if there is none."""
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 65_536))
+        steps = re.findall(rb'^{"step": (\d+),', file.read(), re.MULTILINE)
+        return int(steps[-1]) if steps else 0
+    return 0
 
 
 def _result(workdir: Path, trunk: Trunk, steps: int) -> dict[str, Any] | None:
