@@ -1,6 +1,7 @@
 """Pictures of a scaling fit, each with a caption and the table of numbers that it shows."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -233,7 +234,31 @@ def _shades(count: int) -> list[Any]:
 
 
 def _chart(name: str, figure: Any, caption: str, table: Mapping[str, Sequence[Any]]) -> Chart:
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            _label_between_decades(axis)
     shown = picture(figure, caption)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=200, facecolor="white", metadata={"Software": None})
     return Chart(name, shown, file.getvalue(), table)
+
+
+def _label_between_decades(axis: Any) -> None:
+    """Labels that do not run into one another on a logarithmic axis of less than two decades."""
+    from matplotlib.ticker import FuncFormatter
+
+    low, high = axis.get_view_interval()
+    if axis.get_scale() != "log" or not 0 < low < high < 100 * low:
+        return
+    narrow = high < 3 * low  # such as losses
+
+    def label(value: float, _: Any) -> str:
+        power = math.floor(math.log10(value) + 1e-9)
+        digit = round(value / 10**power)
+        if narrow:
+            return f"{value:.6g}"
+        return rf"$\mathdefault{{{digit}\times10^{{{power}}}}}$" if digit in (2, 5) else ""
+
+    axis.set_minor_formatter(FuncFormatter(label))
+    if narrow:
+        axis.set_major_formatter(FuncFormatter(label))

@@ -65,7 +65,7 @@ def _drawn(found: Findings) -> list[Chart]:
         charts.isoflop_curves(found.fit, found.minima),
         charts.optimum(found.fit, found.minima, found.lines, target),
         charts.frontier(found.fit, found.held_out),
-        charts.held_out([*found.held_out, *found.rolling]),
+        charts.held_out([*found.held_out, *(one for one in found.rolling if one not in found.held_out)]),
         charts.residuals(found.fit),
         charts.draws(found.fit),
         charts.learning_rates(found.fit.runs),
