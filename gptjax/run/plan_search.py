@@ -56,29 +56,30 @@ def smallest_change(experiment: Experiment, devices: list[Any]) -> Choice | None
 
 
 def _remedies(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
-    done: list[str] = []
+    options: dict[str, str] = {}  # the last value of each option counts
 
-    def note(option: str) -> str:
-        done.append(option)
-        return " ".join(done)
+    def with_option(name: str, value: str = "") -> str:
+        options[name] = value
+        return " ".join(f"{name} {value}".rstrip() for name, value in options.items())
 
-    if experiment.model.remat != "full":
+    offloaded = experiment.model.remat == "offload"
+    if experiment.model.remat != "full" and not offloaded:
         experiment = _with_model(experiment, remat="full")
-        yield note("--model.remat full"), experiment
+        yield with_option("--model.remat", "full"), experiment
     if experiment.mesh.tensor > 1 and not experiment.model.spread_norms:
         experiment = _with_model(experiment, spread_norms=True)
-        yield note("--model.spread-norms"), experiment
+        yield with_option("--model.spread-norms"), experiment
     if getattr(experiment.task, "loss_chunks", 8) < 8:
         experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, loss_chunks=8))
-        yield note("--task.loss-chunks 8"), experiment
-    experiment = _with_model(experiment, remat="offload")
-    yield note("--model.remat offload").replace("--model.remat full ", ""), experiment
+        yield with_option("--task.loss-chunks", "8"), experiment
+    if not offloaded:
+        experiment = _with_model(experiment, remat="offload")
+        yield with_option("--model.remat", "offload"), experiment
     if not any(hasattr(experiment.task, name) for name in ("ppo", "grpo")):  # theirs must match other settings
         for divisor in (2, 4):
             if experiment.batch_size % divisor == 0:
                 rows = experiment.batch_size // divisor
-                option = " ".join([*done, f"--batch-size {rows}"])
-                yield option, dataclasses.replace(experiment, batch_size=rows)
+                yield with_option("--batch-size", str(rows)), dataclasses.replace(experiment, batch_size=rows)
 
 
 def layouts(experiment: Experiment, devices: int) -> Iterator[tuple[str, Experiment]]:

@@ -8,6 +8,7 @@ import pytest
 
 from gptjax import cli
 from gptjax.run import plan as module
+from gptjax.run import plan_search
 from gptjax.run.chips import CHIPS, Chip, chip
 from gptjax.run.load import load_recipe
 from gptjax.run.mesh import MeshConfig, make_mesh
@@ -135,3 +136,17 @@ def test_a_tpu_slice_is_planned_with_its_kernel():
     assert step.roofline is not None
     kinds = {(row.kind, row.axes) for row in step.traffic}
     assert {("all-gather", "fsdp"), ("reduce-scatter", "fsdp"), ("reduce-scatter", "tensor")} <= kinds
+
+
+@pytest.mark.parametrize(("remat", "in_full"), [("none", 3), ("full", 2), ("offload", 0)])
+def test_every_remedy_is_told_as_options_that_make_it(remat, in_full):
+    experiment = tiny("experiment", "--model.remat", remat, "--mesh.fsdp", "4", "--mesh.tensor", "2")
+    found = list(plan_search._remedies(experiment))
+    assert len(found) >= 4
+    for options, changed in found:
+        words = options.split()
+        assert len(set(words)) == len(words)  # no option twice
+        given = ["--model.remat", remat, "--mesh.fsdp", "4", "--mesh.tensor", "2"]
+        kept = [] if "--model.remat" in words else given[:2]
+        assert tiny("experiment", *kept, *given[2:], *words) == changed
+    assert [changed.model.remat for _, changed in found].count("full") == in_full
