@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -124,11 +123,13 @@ def test_ctrl_c_ends_the_command_and_the_loop(tmp_path):
         "with open(os.environ['HERE'] + '/running', 'a') as file: file.write('x')\n"
         "time.sleep(60)\n"
     )
-    command = [LAUNCH / "restart.sh", sys.executable, "-c", program]
-    heeding = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # also where the tests ignore it
-    process = subprocess.Popen(
-        command, env=os.environ | {"HERE": str(tmp_path)}, start_new_session=True, preexec_fn=heeding
+    heeding = (  # a shell cannot trap what was ignored when it began, as where the tests run in the background
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
     )
+    command = [sys.executable, "-c", heeding, LAUNCH / "restart.sh", sys.executable, "-c", program]
+    process = subprocess.Popen(command, env=os.environ | {"HERE": str(tmp_path)}, start_new_session=True)
     deadline = time.monotonic() + 30
     while not (tmp_path / "running").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
