@@ -124,9 +124,7 @@ def test_ctrl_c_ends_the_command_and_the_loop(tmp_path):
         "time.sleep(60)\n"
     )
     heeding = (  # a shell cannot trap what was ignored when it began, as where the tests run in the background
-        "import os, signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
-        "os.execv(sys.argv[1], sys.argv[1:])\n"
+        "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\nos.execv(sys.argv[1], sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", heeding, LAUNCH / "restart.sh", sys.executable, "-c", program]
     process = subprocess.Popen(command, env=os.environ | {"HERE": str(tmp_path)}, start_new_session=True)
