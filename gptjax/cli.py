@@ -100,7 +100,7 @@ def _add_plan(commands) -> None:
     plan.add_argument("--topology", required=True, nargs="+", help="such as v5e:16x16 (needs gptjax[tpu]) or cpu:8")
     plan.add_argument("--slices", type=int, default=1, help="of that topology, joined by the data-centre network")
     plan.add_argument("--stage", help="of a recipe (default: the only one)")
-    plan.add_argument("--search", action="store_true", help="try layouts and remat policies, and rank them")
+    plan.add_argument("--search", action="store_true", help="rank layouts, remat policies and larger batches")
     plan.add_argument("--no-remedy", action="store_true", help="do not look for a change that would make it fit")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
 

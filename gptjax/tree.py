@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax.memory import on_device
+
 
 def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves by their path, such as "params.blocks.wq_DNH", in the order of `jax.tree.leaves`."""
@@ -42,7 +44,7 @@ def layout(leaf: Any) -> str:
 @jax.jit
 def _sums(leaves: list[jax.Array]) -> jax.Array:
     """uint32[leaves]."""
-    return jnp.stack([_hashed_sum(leaf) for leaf in leaves])
+    return jnp.stack([_hashed_sum(leaf) for leaf in on_device(leaves)])
 
 
 def _hashed_sum(x: jax.Array) -> jax.Array:

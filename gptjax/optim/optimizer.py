@@ -24,6 +24,7 @@ class OptimizerConfig:
     b1, b2, eps: Adam's.  eps_mode: paper (eps is added after bias correction, as optax and PyTorch do) or tf (before
     it, as in TensorFlow 1 and OpenAI's PPO: smaller early steps).
     moment_dtype: in which the averages of gradients and squares are kept, float32 or bfloat16 (gptjax.optim.rounded).
+    offload: keep them in the hosts' memory between updates; each update takes them to the devices and back.
     weight_decay: decoupled, per unit of learning rate.  clip_norm: largest global gradient norm.
     """
 
@@ -39,6 +40,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     eps_mode: Literal["paper", "tf"] = "paper"
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    offload: bool = False
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from jax.sharding import Mesh
 
+from gptjax.memory import check_pinned_host
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.criteria import Criterion
@@ -23,6 +25,9 @@ from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.rejection import RejectionTask
 from gptjax.run.tasks.reward import RewardTask
 from gptjax.run.tasks.sft import SftTask
+from gptjax.train.offload import from_host, parked
+
+_Made = TypeVar("_Made", Task, Outline)
 
 _BUILDERS: dict[type, ModuleType] = {
     LmTask: lm,
@@ -121,15 +126,29 @@ def setup_of(experiment: Experiment, *, folder: Path, mesh: Mesh, stage_folder: 
 
 
 def build_task(experiment: Experiment, setup: Setup) -> Task:
-    """The experiment's task, with its data at hand."""
-    task = _BUILDERS[type(experiment.task)].build(experiment.task, setup)
-    return replace(task, step=partial(task.step, microbatches=experiment.microbatches))
+    """The experiment's task, with its data at hand.
+
+    Raises:
+        ValueError: its settings do not go together, its data is not there, or the devices lack what they ask for.
+    """
+    task = _stepping(experiment, _BUILDERS[type(experiment.task)].build(experiment.task, setup))
+    if not experiment.optimizer.offload:
+        return task
+    check_pinned_host("optimizer.offload", "leave it out")
+    return replace(task, start=lambda state, start=task.start: parked(start(state)))
 
 
 def outline_task(experiment: Experiment, setup: Setup) -> Outline:
     """What of the task follows from its settings alone."""
-    made = _BUILDERS[type(experiment.task)].outline(experiment.task, setup)
-    return replace(made, step=partial(made.step, microbatches=experiment.microbatches))
+    return _stepping(experiment, _BUILDERS[type(experiment.task)].outline(experiment.task, setup))
+
+
+def _stepping(experiment: Experiment, made: _Made) -> _Made:
+    """With the step's microbatches, and the optimizer's state where the experiment wants it."""
+    step, init = partial(made.step, microbatches=experiment.microbatches), made.init
+    if not experiment.optimizer.offload:
+        return replace(made, step=step)
+    return replace(made, step=from_host(step), init=lambda key: parked(init(key)))
 
 
 def check_layout(experiment: Experiment, mesh: Mesh) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,13 +157,13 @@ def _programs(experiment: Experiment, mesh: Mesh) -> Iterator[tuple[str, _Progra
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         made: Outline = outline_task(experiment, setup)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        state = _placed(jax.eval_shape(made.init, key), mesh)
+        state = _outcome(made.init, key, mesh=mesh)
         batch = _placed_batch(made.batch, mesh)
         if made.collect is not None:
-            frozen = _placed(jax.eval_shape(made.frozen_models, key), mesh)
+            frozen = _outcome(made.frozen_models, key, mesh=mesh)
             key = _placed(key, mesh)
             arguments = (state, frozen, batch, key)
-            batch = _placed(jax.eval_shape(made.collect, *arguments), mesh)
+            batch = _outcome(made.collect, *arguments, mesh=mesh)
             yield "collect", _Program(
                 function=made.collect, arguments=arguments, donate=False, tokens=made.collect_tokens,
                 flops=made.collect_flops, hardware_flops=made.collect_flops,
@@ -257,14 +257,21 @@ def _roofline(program: _Program, found: list[hlo.Collective], moved: int, used: 
     return Roofline(compute=program.hardware_flops / mesh.size / used.flops, hbm=moved / used.hbm_bandwidth, **seconds)
 
 
+def _outcome(function: Callable[..., Any], *arguments: Any, mesh: Mesh) -> Any:
+    """What a function gives, as shapes on this mesh, in the layouts and memories that tracing it found."""
+    traced = jax.jit(function).trace(*arguments)
+    # jax.eval_shape would lose the memory
+    structure = jax.tree.structure(traced.out_info)
+    return _placed(jax.tree.unflatten(structure, traced.jaxpr.out_avals), mesh)
+
+
 def _placed(tree: Any, mesh: Mesh) -> Any:
-    """The shapes with the layouts that tracing gave them, on this mesh."""
+    """The shapes with their layouts and memories, on this mesh; what has no layout is on every device."""
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        given = leaf.sharding
-        kind = None if given is None else given.memory_kind
-        spec = PartitionSpec() if given is None else given.spec
-        sharding = NamedSharding(mesh, spec) if kind is None else NamedSharding(mesh, spec, memory_kind=kind)
+        spec = PartitionSpec() if leaf.sharding is None else leaf.sharding.spec
+        on_host = getattr(leaf, "memory_space", None) == jax.memory.Space.Host
+        sharding = NamedSharding(mesh, spec, memory_kind="pinned_host" if on_host else None)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, tree)

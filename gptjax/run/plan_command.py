@@ -32,7 +32,10 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> bool:
             choices = ranked(experiment, devices)
             if not choices:
                 raise ValueError(f"no layout of {len(devices)} devices divides the sizes of this model and batch")
-            found[topology] = [{"options": x.options, "peak": x.peak, "missing": x.missing} for x in choices]
+            found[topology] = [
+                {"options": x.options, "peak": x.peak, "missing": x.missing, "tokens_per_second": x.tokens_per_second}
+                for x in choices
+            ]
             fits &= choices[0].missing == 0
             _say(args, f"{topology}\n{ranking(choices)}\n")
             continue

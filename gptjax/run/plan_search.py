@@ -1,5 +1,6 @@
 """What to change when a plan does not fit, and a ranking of layouts that do."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def smallest_change(experiment: Experiment, devices: list[Any]) -> Choice | None
     """The first of the changes that makes the experiment fit, from those that cost least to those that cost most.
 
     Each is tried on top of those before it: more recomputation, a spread residual stream, logits in pieces, block
-    inputs in the host's memory, less batch.
+    inputs and then the optimizer's averages in the host's memory, less batch.
     """
     changes = list(_remedies(experiment))
     with Progress("searching", len(changes)) as progress:
@@ -75,7 +76,10 @@ def _remedies(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
     if not offloaded:
         experiment = _with_model(experiment, remat="offload")
         yield with_option("--model.remat", "offload"), experiment
-    if not any(hasattr(experiment.task, name) for name in ("ppo", "grpo")):  # theirs must match other settings
+    if not experiment.optimizer.offload:
+        experiment = dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, offload=True))
+        yield with_option("--optimizer.offload"), experiment
+    if _batch_is_free(experiment):
         for divisor in (2, 4):
             if experiment.batch_size % divisor == 0:
                 rows = experiment.batch_size // divisor
@@ -98,18 +102,34 @@ def layouts(experiment: Experiment, devices: int) -> Iterator[tuple[str, Experim
 
 
 def ranked(experiment: Experiment, devices: list[Any]) -> list[Choice]:
-    """The layouts that compile, those that fit first, fastest first (on unknown devices: smallest first)."""
+    """The layouts that compile, those that fit first, fastest first (on unknown devices: smallest first).
+
+    Where a layout fits, twice and four times the batch are tried too, as long as they do.
+    """
     tried = list(layouts(experiment, len(devices)))
     found = []
     with Progress("searching", len(tried)) as progress:
         for number, (options, changed) in enumerate(tried, 1):
-            try:
-                plans = plan_experiment(changed, devices)
-                found.append(Choice(options=options, experiment=changed, programs=plans))
-            except ValueError:
-                pass  # sizes that this mesh does not divide
+            with contextlib.suppress(ValueError):  # sizes that this mesh does not divide
+                found.extend(_with_batches(options, changed, devices))
             progress.update(number)
     return sorted(found, key=lambda choice: (choice.missing > 0, -(choice.tokens_per_second or 0.0), choice.peak))
+
+
+def _with_batches(options: str, experiment: Experiment, devices: list[Any]) -> Iterator[Choice]:
+    for factor in (1, 2, 4):
+        changed = dataclasses.replace(experiment, batch_size=experiment.batch_size * factor)
+        named = options if factor == 1 else f"{options} --batch-size {changed.batch_size}"
+        choice = Choice(options=named, experiment=changed, programs=plan_experiment(changed, devices))
+        yield choice
+        is_known = choice.tokens_per_second is not None
+        if choice.missing or not is_known or not _batch_is_free(experiment):
+            return
+
+
+def _batch_is_free(experiment: Experiment) -> bool:
+    """Whether it can be changed alone; with a rollout it must match other settings."""
+    return not any(hasattr(experiment.task, name) for name in ("ppo", "grpo"))
 
 
 def _with_model(experiment: Experiment, **changes: Any) -> Experiment:

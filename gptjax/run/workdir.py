@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # experiments import tasks, and tasks write files
     from gptjax.run.experiment import Recipe
 
 # what may change between an interrupted run and the call that goes on with it: the losses stay the same
-_MAY_CHANGE = ("mesh.", "save_every", "keep", "faults.", "profile")
+_MAY_CHANGE = ("mesh.", "save_every", "keep", "faults.", "profile", "optimizer.offload")
 
 
 def claim(recipe: "Recipe", workdir: Path, environment: dict[str, str]) -> None:

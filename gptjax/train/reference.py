@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gptjax.memory import check_pinned_host, on_device, on_host
 from gptjax.types import Model, Params
 
 Holding = Literal["copy", "bfloat16", "host"]
@@ -41,13 +42,8 @@ def held(params: Params, how: Holding) -> Params:
         return jax.tree.map(jnp.copy, params)
     if how == "bfloat16":
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    kinds = sorted({memory.kind for memory in jax.devices()[0].addressable_memories()})
-    if "pinned_host" not in kinds:
-        raise ValueError(
-            f"task.reference 'host' needs pinned host memory, which {jax.devices()[0].device_kind} lacks "
-            f"(it has: {', '.join(kinds)}): choose 'copy' or 'bfloat16'"
-        )
-    return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("pinned_host")), params)
+    check_pinned_host("task.reference 'host'", "choose 'copy' or 'bfloat16'")
+    return on_host(params)
 
 
 def upper_layers(params: Params, policy: Model, frozen_layers: int) -> UpperLayers:
@@ -77,7 +73,7 @@ def reference_params(reference: Params | UpperLayers, policy_params: Params) -> 
         reference: as `held` or `upper_layers` gave it, or `held(upper_layers(...))`.
         policy_params: the policy's, for the layers that both share.
     """
-    reference = jax.tree.map(_on_device, reference)
+    reference = on_device(reference)
     if not isinstance(reference, UpperLayers):
         return reference
 
@@ -107,8 +103,3 @@ def with_frozen_layers(
 
     freeze = optax.stateless(zeroed)
     return optax.chain(freeze, optimizer, freeze)  # before: out of the norm that is clipped; after: no weight decay
-
-
-def _on_device(x: jax.Array) -> jax.Array:
-    on_host = jax.typeof(x).memory_space == jax.memory.Space.Host
-    return jax.device_put(x, jax.memory.Space.Device) if on_host else x

@@ -13,6 +13,8 @@ from gptjax.losses.preference import ranking_loss
 from gptjax.losses.returns import gae, whitened
 
 FEW = settings(max_examples=25, deadline=None)
+# few shapes, as each is compiled anew
+RANKS = st.sampled_from([2, 6]).flatmap(lambda n: st.lists(st.integers(1, 3), min_size=n, max_size=n))
 
 
 def test_chunked_loss_equals_the_whole_in_value_and_gradient(x64):
@@ -77,7 +79,7 @@ def test_entropy_and_log_probability_are_those_of_the_tempered_distribution():
 
 
 @FEW
-@given(st.lists(st.integers(1, 3), min_size=2, max_size=6), st.floats(-5, 5), st.integers(0, 99))
+@given(RANKS, st.floats(-5, 5), st.integers(0, 99))
 def test_a_common_shift_of_the_scores_changes_no_ranking_loss(ranks, shift, seed):
     scores_BC = jnp.asarray(np.random.default_rng(seed).normal(size=(1, len(ranks))), jnp.float32)
     ranks_BC = jnp.asarray([ranks])
@@ -95,7 +97,7 @@ def test_absent_candidates_and_prompts_that_are_all_ties_weigh_nothing():
 
 
 @FEW
-@given(st.integers(1, 5), st.integers(0, 4), st.integers(0, 99))
+@given(st.sampled_from([1, 5]), st.sampled_from([0, 1, 4]), st.integers(0, 99))
 def test_padding_changes_no_advantage(length, padding, seed):
     rng = np.random.default_rng(seed)
     rewards, values = rng.normal(size=(2, 1, length + padding)).astype(np.float32)

@@ -96,9 +96,9 @@ def test_a_draw_does_not_depend_on_the_mesh():
 
 
 def test_rounding_of_logits_hardly_changes_a_draw(one_device):
-    # another layout adds in another order; of one uniform number against cumulated probabilities, eight differ
+    # another layout adds in another order; of one uniform number against cumulated probabilities, four differ
     rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, (16, 4096)).repeat(1024, axis=0).astype(np.float32)
-    rounded = logits * (1 + 3e-7 * rng.choice([-1, 1], (16, 4096)).repeat(1024, axis=0)).astype(np.float32)
+    logits = rng.normal(0, 3, (8, 4096)).repeat(1024, axis=0).astype(np.float32)
+    rounded = logits * (1 + 3e-7 * rng.choice([-1, 1], (8, 4096)).repeat(1024, axis=0)).astype(np.float32)
     key = jax.random.key(2)
     assert np.sum(np.asarray(sample(jnp.asarray(logits), key)) != np.asarray(sample(jnp.asarray(rounded), key))) <= 1

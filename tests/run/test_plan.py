@@ -1,5 +1,6 @@
 """Plans of small experiments on simulated devices."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -70,19 +71,52 @@ def test_a_rollout_and_its_update_are_both_planned():
 SMALL = Chip(hbm_bytes=1e5, flops=1e12, hbm_bandwidth=1e11, ici_bandwidth=1e10, ici_dims=1, dcn_bandwidth=1e9)
 
 
-def test_what_does_not_fit_exits_with_code_3_and_says_what_would(monkeypatch, capsys):
+def test_what_does_not_fit_exits_with_code_3_and_says_how_much_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(module, "chip", lambda kind: SMALL)
-    argv = ["plan", TINY + ":experiment", "--topology", "cpu:8", "--json", "--batch_size", "16"]
+    argv = ["plan", TINY + ":experiment", "--topology", "cpu:8", "--json", "--batch_size", "16", "--no-remedy"]
     with pytest.raises(SystemExit) as stop:
         cli.main(argv)
     assert stop.value.code == 3
     found = json.loads(capsys.readouterr().out)["cpu:8"]
     step = found["programs"]["step"]
     assert step["memory"]["missing"] == step["memory"]["peak"] - 100_000 > 0
-    assert found["remedy"] is None or "--" in found["remedy"]
     alone = {name: step["roofline"][name] for name in ("compute", "hbm", "ici", "dcn")}
     assert step["roofline"]["fastest"] == max(alone.values()) == alone[step["roofline"]["binds"]]
     assert step["tokens_per_second_best"] == pytest.approx(step["tokens"] / max(alone.values()))
+
+
+@pytest.mark.slow
+def test_what_would_make_it_fit_does(monkeypatch, capsys):
+    argv = ["plan", TINY + ":experiment", "--topology", "cpu:8", "--json", "--batch_size", "16"]
+    whole = plan_experiment(tiny("experiment", "--batch_size", "16"), topology_devices("cpu:8"))[0].memory.peak
+    monkeypatch.setattr(module, "chip", lambda kind: dataclasses.replace(SMALL, hbm_bytes=0.8 * whole))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 3
+    remedy = json.loads(capsys.readouterr().out)["cpu:8"]["remedy"]
+    cli.main([*argv, *remedy.split()])
+    assert json.loads(capsys.readouterr().out)["cpu:8"]["programs"]["step"]["memory"]["missing"] == 0
+
+
+@pytest.mark.slow
+def test_a_search_ranks_layouts_and_doubles_the_batch_while_it_fits(monkeypatch, capsys):
+    monkeypatch.setattr(module, "chip", lambda kind: dataclasses.replace(SMALL, hbm_bytes=5e5))
+    cli.main(["plan", TINY + ":experiment", "--topology", "cpu:2", "--json", "--search"])
+    found = {row["options"]: row for row in json.loads(capsys.readouterr().out)["cpu:2"]}
+    fits = [row["missing"] == 0 for row in found.values()]
+    assert fits == sorted(fits, reverse=True)  # those that fit come first
+    rates = [row["tokens_per_second"] for row in found.values() if row["missing"] == 0]
+    assert rates == sorted(rates, reverse=True)
+    for layout in ("--mesh.fsdp 2 --mesh.tensor 1 --model.remat ", "--mesh.fsdp 1 --mesh.tensor 2 --model.remat "):
+        assert {"full", "attention"} <= {name.removeprefix(layout).split()[0] for name in found if layout in name}
+    larger = [name for name in found if "--batch-size" in name]
+    assert larger
+    for name in larger:
+        layout, _, rows = name.partition(" --batch-size ")
+        smaller = layout if rows == "16" else f"{layout} --batch-size {int(rows) // 2}"
+        assert found[smaller]["missing"] == 0
+        assert found[smaller]["peak"] < found[name]["peak"]
+    assert not fits[-1]  # 500 kB are not enough for the largest
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ def exact(prompt, answer, ended):
     return {"reward": float(right) - 0.1 * len(answer), "right": right, "ended": ended}
 
 
-@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+@pytest.mark.parametrize("kind", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_a_program_rewards_the_policy_in_place_of_a_reward_model(kind, untrained, one_device_runs, tmp_path):
     about = {"policy_from": str(untrained / "sft"), "reward_from": None, "program": f"{__file__}:exact"}
     about |= {"prompts": untrained / "prompts.jsonl", "prompt_tokens": 16, "heldout_prompts": 2, "best_of": 2}

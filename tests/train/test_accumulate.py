@@ -61,7 +61,7 @@ def test_a_microbatch_is_every_second_row_and_no_row_leaves_its_device():
         ("lm", "float64", 1e-12),
         pytest.param("reward", "float64", 1e-12, marks=pytest.mark.slow),
         pytest.param("lm", "float32", 1e-6, marks=pytest.mark.slow),
-        ("reward", "float32", 1e-6),
+        pytest.param("reward", "float32", 1e-6, marks=pytest.mark.slow),
     ],
 )
 def test_an_update_from_microbatches_is_the_update(objective, dtype, tolerance):

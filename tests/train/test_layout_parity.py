@@ -16,7 +16,7 @@ MIXED, MOE = "fsdp 2 context 2 tensor 2", "moe, all-to-all, ring, 2 microbatches
 CASES = {("lm", layout) for layout in LAYOUTS}
 CASES |= {(objective, MIXED) for objective in TASKS | VARIANTS}
 CASES |= {(objective, MOE) for objective in TASKS}
-QUICK = {("sft dropout", MIXED), ("reward", MIXED), ("grpo given", MIXED), ("lm", "moe, expert 4, all-to-all")}
+QUICK = {("reward", MIXED), ("grpo given", MIXED), ("lm", "moe, expert 4, all-to-all")}
 
 
 @pytest.mark.parametrize(
