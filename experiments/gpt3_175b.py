@@ -16,7 +16,7 @@ from gptjax.run.tasks.lm import LmTask
 
 def experiment() -> Experiment:
     return Experiment(
-        task=LmTask(row_tokens=2048, loss_chunks=8),
+        task=LmTask(row_tokens=2048),
         model=preset("gpt3-175b", dtype="bfloat16", remat="full", spread_norms=True, vocab_size=50_304),
         optimizer=OptimizerConfig(peak_lr=6e-5, warmup_steps=180, weight_decay=0.1),
         mesh=MeshConfig(data=1, fsdp=128, tensor=4),

@@ -15,7 +15,7 @@ from gptjax.run.tasks.lm import LmTask
 
 def experiment() -> Experiment:
     return Experiment(
-        task=LmTask(row_tokens=2048, loss_chunks=8),
+        task=LmTask(row_tokens=2048),
         model=preset("llama2-7b", dtype="bfloat16", remat="full"),
         optimizer=OptimizerConfig(peak_lr=3e-4, warmup_steps=2000, weight_decay=0.1),
         mesh=MeshConfig(data=1, fsdp=256),

@@ -20,6 +20,18 @@ def on_device(tree: Any) -> Any:
     return jax.tree.map(moved, tree)
 
 
+def fetched(tree: Any, *, after: jax.Array) -> Any:
+    """The arrays on the devices; those that come from the hosts set out only when `after` is known."""
+
+    def moved(x: jax.Array) -> jax.Array:
+        if jax.typeof(x).memory_space == jax.memory.Space.Device:
+            return x
+        x, _ = jax.lax.optimization_barrier((x, after))
+        return jax.device_put(x, jax.memory.Space.Device)
+
+    return jax.tree.map(moved, tree)
+
+
 def check_pinned_host(option: str, instead: str) -> None:
     """Raise ValueError, naming the option that wants it, if the devices' hosts have no pinned memory for it."""
     device = jax.devices()[0]

@@ -25,7 +25,7 @@ from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.rejection import RejectionTask
 from gptjax.run.tasks.reward import RewardTask
 from gptjax.run.tasks.sft import SftTask
-from gptjax.train.offload import from_host, parked
+from gptjax.train.offload import parking, parked
 
 _Made = TypeVar("_Made", Task, Outline)
 
@@ -148,7 +148,7 @@ def _stepping(experiment: Experiment, made: _Made) -> _Made:
     step, init = partial(made.step, microbatches=experiment.microbatches), made.init
     if not experiment.optimizer.offload:
         return replace(made, step=step)
-    return replace(made, step=from_host(step), init=lambda key: parked(init(key)))
+    return replace(made, step=parking(step), init=lambda key: parked(init(key)))
 
 
 def check_layout(experiment: Experiment, mesh: Mesh) -> None:

@@ -26,13 +26,14 @@ class Memory:
     """Bytes on each device.
 
     peak: what is alive at once, as XLA for TPU states it; elsewhere arguments and temporaries together.
-    temporaries: the room that XLA sets aside, gaps included.
+    temporaries: the room that XLA sets aside, gaps included.  in_host: arguments in the host's memory, not in `peak`.
     """
 
     parameters: int
     optimizer: int
     other_arguments: int
     temporaries: int
+    in_host: int
     peak: int
     capacity: int | None
 
@@ -179,7 +180,8 @@ def _planned(name: str, program: _Program, mesh: Mesh) -> ProgramPlan:
     began = time.monotonic()
     platform = mesh.devices.flat[0].platform
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        jitted = jax.jit(program.function, donate_argnums=0 if program.donate else ())
+        # what a program does not read, such as the optimizer's state in a rollout, lies on the devices all the same
+        jitted = jax.jit(program.function, donate_argnums=0 if program.donate else (), keep_unused=True)
         compiled = jitted.trace(*program.arguments).lower(lowering_platforms=(platform,)).compile()
     seconds = time.monotonic() - began
     module = hlo.parsed(compiled.as_text() or "")
@@ -189,7 +191,7 @@ def _planned(name: str, program: _Program, mesh: Mesh) -> ProgramPlan:
         name=name,
         tokens=program.tokens,
         model_flops=program.flops,
-        memory=_memory(compiled, program.arguments[0], used, platform),
+        memory=_memory(compiled, program.arguments, used, platform),
         traffic=_traffic(found, mesh),
         hbm_bytes=moved,
         compile_seconds=seconds,
@@ -198,24 +200,27 @@ def _planned(name: str, program: _Program, mesh: Mesh) -> ProgramPlan:
     )
 
 
-def _memory(compiled: Any, state: Any, used: Chip | None, platform: str) -> Memory:
-    figures = compiled.memory_analysis()
-    parameters, optimizer = bytes_each(state.params), bytes_each(state.opt_state)
-    arguments, temporaries = figures.argument_size_in_bytes, figures.temp_size_in_bytes
+def _memory(compiled: Any, given: tuple[Any, ...], used: Chip | None, platform: str) -> Memory:
+    """XLA for TPU states arguments in the host's memory apart but counts them in the peak; for CPU it is all one."""
+    figures, state = compiled.memory_analysis(), given[0]
+    parameters, optimizer, in_host = bytes_each(state.params), bytes_each(state.opt_state), bytes_each(given, host=True)
+    arguments = figures.argument_size_in_bytes + figures.host_argument_size_in_bytes - in_host
+    temporaries = figures.temp_size_in_bytes
     kept = max(0, figures.output_size_in_bytes - figures.alias_size_in_bytes)
     return Memory(
         parameters=parameters,
         optimizer=optimizer,
         other_arguments=arguments - parameters - optimizer,
         temporaries=temporaries,
-        peak=figures.peak_memory_in_bytes if platform == "tpu" else arguments + temporaries + kept,
+        in_host=in_host,
+        peak=figures.peak_memory_in_bytes - in_host if platform == "tpu" else arguments + temporaries + kept,
         capacity=None if used is None else int(used.hbm_bytes),
     )
 
 
-def bytes_each(tree: Any) -> int:
-    """Bytes on one device of ShapeDtypeStructs with layouts."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != "pinned_host"]
+def bytes_each(tree: Any, *, host: bool = False) -> int:
+    """Bytes on one device, or in its host's memory, of ShapeDtypeStructs with layouts."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if (leaf.sharding.memory_kind == "pinned_host") == host]
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 

@@ -23,6 +23,8 @@ def _described(program: ProgramPlan, devices: int, kind: str) -> str:
     lines.append(f"  memory per device    {_size(memory.peak)}{verdict}")
     for name in ("parameters", "optimizer", "other_arguments", "temporaries"):
         lines.append(f"    {name.replace('_', ' '):18} {_size(getattr(memory, name))}")
+    if memory.in_host:
+        lines.append(f"  in the host's memory {_size(memory.in_host)} for each device")
     lines.append(f"  model FLOPs          {program.model_flops:.3e}")
     lines.append(f"  memory traffic       {_size(program.hbm_bytes)} per device")
     lines.append("  sent by each device")

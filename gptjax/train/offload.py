@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from gptjax.memory import on_device, on_host
+from gptjax.memory import on_host
 from gptjax.types import Metrics, TrainState
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -15,14 +15,11 @@ def parked(state: TrainState) -> TrainState:
     return replace(state, opt_state=on_host(state.opt_state))
 
 
-def from_host(step: Step) -> Step:
-    """The step, of a state that is parked before and after.
-
-    XLA moves an array when it is needed; those of all parameters are on the device at once only if there is room.
-    """
+def parking(step: Step) -> Step:
+    """The step, of a state that is parked before and after: `gptjax.train.update.advance` fetches what it needs."""
 
     def stepped(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        after, metrics = step(replace(state, opt_state=on_device(state.opt_state)), batch)
+        after, metrics = step(state, batch)
         return parked(after), metrics
 
     return stepped

@@ -106,11 +106,13 @@ def ppo_step(
     stale = state.step // config.updates - rollout.version > config.max_lag
     stopped = _stopped(state, metrics["ppo/approx_kl_k3_nats"], config)
     coefficient = _next_coefficient(state, kl, config)
-    after, figures = advance(state, grads, optimizer, loss=loss, kl_coefficient=coefficient, stopped=stopped)
+    after, figures = advance(
+        state, grads, optimizer, loss=loss, wanted=~(stale | stopped), kl_coefficient=coefficient, stopped=stopped
+    )
     made = ~(stale | stopped) & (figures["optim/updates_skipped"] == 0)
     metrics |= _rollout_metrics(rollout, kl, state.extra["kl_coefficient"]) | figures
     metrics |= {"ppo/updates": made.astype(jnp.int32), "ppo/stale": stale.astype(jnp.int32)}
-    return _kept_unless(made, after, state, config), metrics
+    return _counted(made, after, state, config), metrics
 
 
 def minibatch(state: TrainState, rollout: Rollout, config: PpoConfig) -> tuple[Rollout, LmBatch | None]:
@@ -217,8 +219,8 @@ def _stopped(state: TrainState, k3: jax.Array, config: PpoConfig) -> jax.Array:
     return (state.extra["stopped"] & ~is_first) | (k3 > 1.5 * config.stop_kl)
 
 
-def _kept_unless(made: jax.Array, after: TrainState, before: TrainState, config: PpoConfig) -> TrainState:
-    """`after` if the update was made, else `before` as it was but for step, KL coefficient and stop."""
+def _counted(made: jax.Array, after: TrainState, before: TrainState, config: PpoConfig) -> TrainState:
+    """`after` with the count of updates and, if it is kept, the average of the policy, both of which a made one moves."""
     extra = after.extra | {"updates_made": before.extra["updates_made"] + made.astype(jnp.int32)}
     if config.average_decay is not None:
         decay, average = config.average_decay, before.extra["average"]
@@ -226,8 +228,7 @@ def _kept_unless(made: jax.Array, after: TrainState, before: TrainState, config:
             lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), average, after.params["policy"]
         )
         extra["average"] = chosen(made, moved, average)
-    params, opt_state = chosen(made, (after.params, after.opt_state), (before.params, before.opt_state))
-    return dataclasses.replace(after, params=params, opt_state=opt_state, extra=extra)
+    return dataclasses.replace(after, extra=extra)
 
 
 def _scored_rows(rollout: Rollout) -> jax.Array:

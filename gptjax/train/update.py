@@ -8,11 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gptjax.memory import fetched
 from gptjax.types import Metrics, Params, TrainState
 
 
 def advance(
-    state: TrainState, grads: Params, optimizer: optax.GradientTransformation, *, loss: jax.Array, **extra: Any
+    state: TrainState,
+    grads: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss: jax.Array,
+    wanted: jax.Array | bool = True,
+    **extra: Any,
 ) -> tuple[TrainState, Metrics]:
     """The state after one update, and the update's figures; one that is not finite is not made.
 
@@ -24,19 +31,22 @@ def advance(
         grads: shaped like state.params.
         optimizer: the update rule.
         loss: f32[], of which `grads` is the gradient.
+        wanted: bool[]; where false, parameters and optimizer stay as they were, but `extra` counts.
         extra: new entries of state.extra.
     """
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    after = dataclasses.replace(
-        state, params=optax.apply_updates(state.params, updates), opt_state=opt_state, extra=state.extra | extra
+    before = fetched(state.opt_state, after=norm)
+    updates, opt_state = optimizer.update(grads, before, state.params)
+    # chosen, not scaled: adding an update of zero would turn -0.0 into +0.0
+    params, opt_state = chosen(
+        finite & wanted, (optax.apply_updates(state.params, updates), opt_state), (state.params, before)
     )
-    kept = chosen(finite, after, state)  # adding an update of zero would turn -0.0 into +0.0
     skipped = (~finite).astype(jnp.int32)
-    counted = kept.extra | {"updates_skipped": state.extra["updates_skipped"] + skipped}
+    extra = chosen(finite, state.extra | extra, state.extra)
+    extra["updates_skipped"] = state.extra["updates_skipped"] + skipped
     metrics = {"optim/grad_norm": norm, "optim/updates_skipped": skipped}
-    return dataclasses.replace(kept, step=state.step + 1, extra=counted), metrics
+    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, extra=extra), metrics
 
 
 def chosen(condition: jax.Array, new: Any, old: Any) -> Any:

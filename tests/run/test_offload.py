@@ -58,6 +58,9 @@ def test_a_plan_counts_no_averages_on_the_devices(tmp_path):
     there = plan_experiment(offloaded(tiny(tmp_path)), jax.devices()[:2])[0].memory
     assert there.parameters == here.parameters
     assert there.optimizer < 100 < 2 * here.parameters <= here.optimizer
+    assert (here.in_host, there.in_host) == (0, here.optimizer - there.optimizer)
+    assert there.other_arguments == here.other_arguments
+    assert there.peak == here.peak - there.in_host  # on a CPU, where everything is counted as alive at once
 
 
 def test_devices_without_pinned_host_memory_are_named(tmp_path, monkeypatch):

@@ -66,6 +66,9 @@ def test_a_rollout_and_its_update_are_both_planned():
     assert (collect.name, step.name) == ("collect", "step")
     assert (collect.tokens, step.tokens) == (16 * 16, 8 * 16)
     assert collect.memory.parameters == step.memory.parameters
+    # beside the state: a policy and a reward model that nobody changes, gain and bias, prompts and a key
+    models = collect.memory.parameters
+    assert models <= collect.memory.other_arguments <= models + 4000
 
 
 SMALL = Chip(hbm_bytes=1e5, flops=1e12, hbm_bandwidth=1e11, ici_bandwidth=1e10, ici_dims=1, dcn_bandwidth=1e9)
