@@ -25,7 +25,7 @@ from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.rejection import RejectionTask
 from gptjax.run.tasks.reward import RewardTask
 from gptjax.run.tasks.sft import SftTask
-from gptjax.train.offload import parking, parked
+from gptjax.train.offload import parked, parking
 
 _Made = TypeVar("_Made", Task, Outline)
 

@@ -220,7 +220,7 @@ def _stopped(state: TrainState, k3: jax.Array, config: PpoConfig) -> jax.Array:
 
 
 def _counted(made: jax.Array, after: TrainState, before: TrainState, config: PpoConfig) -> TrainState:
-    """`after` with the count of updates and, if it is kept, the average of the policy, both of which a made one moves."""
+    """`after` with what an update moves if it was made: their count and, if it is kept, the average of the policy."""
     extra = after.extra | {"updates_made": before.extra["updates_made"] + made.astype(jnp.int32)}
     if config.average_decay is not None:
         decay, average = config.average_decay, before.extra["average"]
