@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from gptjax.choices import check_choices
 from gptjax.nn.kernels import Kernel
 from gptjax.nn.product import Matmuls
 
@@ -74,6 +75,7 @@ class ModelConfig:
     mup_base_layers: int | None = None
 
     def __post_init__(self) -> None:
+        check_choices(self, "model")
         for field in ("vocab_size", "layers", "width", "heads", "max_length", "unroll"):
             if getattr(self, field) < 1:
                 raise ValueError(f"model.{field} must be at least 1, got {getattr(self, field)}")

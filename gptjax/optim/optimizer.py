@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import optax
 
+from gptjax.choices import check_choices
 from gptjax.optim.adam import scale_by_adam_tf
 from gptjax.optim.muon import scale_by_muon
 from gptjax.optim.rounded import rounded
@@ -45,6 +46,7 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
+        check_choices(self, "optimizer")
         if self.peak_lr <= 0:
             raise ValueError(f"optimizer.peak_lr must be positive, got {self.peak_lr}")
         if self.warmup_steps < 0:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from jax.sharding import Mesh
 
+from gptjax.choices import check_choices
 from gptjax.memory import check_pinned_host
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
@@ -79,6 +80,7 @@ class Experiment:
     branch_from: str | None = None
 
     def __post_init__(self) -> None:
+        check_choices(self.task, "task")
         for name in ("steps", "batch_size", "microbatches", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

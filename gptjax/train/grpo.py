@@ -9,6 +9,7 @@ import optax
 from jax.sharding import PartitionSpec, reshard
 
 from gptjax import dims
+from gptjax.choices import check_choices
 from gptjax.losses.groups import Aggregation, aggregated, clipped_surrogate, constant_groups, kl_token_loss
 from gptjax.losses.policy import kl_estimates, masked_sum
 from gptjax.train.accumulate import accumulated, totals
@@ -46,6 +47,7 @@ class GrpoLoss:
     kl: Literal["k1_in_reward", "k3_times_ratio", "k3_biased"] = "k1_in_reward"
 
     def __post_init__(self) -> None:
+        check_choices(self, "grpo.loss")
         _check_clips(self.clip_low, self.clip_high)
         if self.eps <= 0:
             raise ValueError(f"grpo.loss.eps must be positive, got {self.eps}")
@@ -64,6 +66,7 @@ class RlooLoss:
     clip_high: float = 0.2
 
     def __post_init__(self) -> None:
+        check_choices(self, "grpo.loss")
         _check_clips(self.clip_low, self.clip_high)
 
 
@@ -92,6 +95,7 @@ class GrpoConfig:
     loss: GrpoLoss | RlooLoss = GrpoLoss()
 
     def __post_init__(self) -> None:
+        check_choices(self, "grpo")
         for field in ("prompts", "minibatches", "epochs", "response_tokens"):
             if getattr(self, field) < 1:
                 raise ValueError(f"grpo.{field} must be at least 1, got {getattr(self, field)}")

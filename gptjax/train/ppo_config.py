@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from gptjax.choices import check_choices
+
 Span = Literal["minibatch", "rollout"]
 
 
@@ -57,6 +59,7 @@ class PpoConfig:
     ptx_rows: int = 1
 
     def __post_init__(self) -> None:
+        check_choices(self, "ppo")
         for field in ("prompts", "minibatches", "epochs", "response_tokens", "ptx_rows"):
             if getattr(self, field) < 1:
                 raise ValueError(f"ppo.{field} must be at least 1, got {getattr(self, field)}")

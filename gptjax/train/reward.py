@@ -10,6 +10,7 @@ import optax
 from jax.sharding import PartitionSpec, reshard
 
 from gptjax import dims
+from gptjax.choices import check_choices
 from gptjax.losses.preference import choice_loss, gap_margins, ranking_loss
 from gptjax.losses.rating import rating_loss
 from gptjax.train.accumulate import accumulated, totals
@@ -46,12 +47,7 @@ class RewardConfig:
     normalisation: Literal["demonstrations", "reference"] = "demonstrations"
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("objective", ("ranking", "choice", "rating")),
-            ("normalisation", ("demonstrations", "reference")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"reward.{name}: choose one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        check_choices(self, "reward")
         if not all(math.isfinite(margin) for margin in self.gap_margins):
             raise ValueError(f"reward.gap_margins must be finite, got {self.gap_margins}")
         if not 0.0 <= self.label_smoothing < 0.5:
