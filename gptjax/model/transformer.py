@@ -1,6 +1,7 @@
 """The decoder Transformer: embedding, scanned blocks, final norm, unembedding; and its one-token form with a cache."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,19 @@ from gptjax.nn.kernels import SAVED
 from gptjax.types import Cache, RouterSums
 
 _BLOCK_INPUT = "block_input"
+_NAMED_PRODUCTS = jax.checkpoint_policies.save_only_these_names(product.SAVED)
+
+
+def _full_products(primitive: Any, *operands: Any, **params: Any) -> Any:
+    """Keep products with weights; a sum that is left open over devices cannot be kept, what it comes to is named."""
+    layout = params.get("out_sharding")
+    if layout is not None and layout.spec.unreduced:
+        return False
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **params)
+
+
 _REMAT = {
-    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "matmuls": jax.checkpoint_policies.save_from_both_policies(_full_products, _NAMED_PRODUCTS),
     "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -34,7 +46,7 @@ _REMAT = {
 def _policy(config: ModelConfig) -> Callable[..., bool] | None:
     """What a block keeps for the backward pass; of quantised products the result, not the sums of 8-bit numbers."""
     if config.remat == "matmuls" and config.matmuls != "full":
-        return jax.checkpoint_policies.save_only_these_names(product.SAVED)
+        return _NAMED_PRODUCTS
     return _REMAT.get(config.remat)
 
 

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, get_abstract_mesh, reshard
 
 Matmuls = Literal["full", "int8", "fp8"]
-SAVED = "product"  # name of quantised products' results, for rematerialisation policies
+SAVED = "product"  # name of results, for rematerialisation policies: of quantised products, of sums that were open
 
 
 class _Types(NamedTuple):
@@ -54,7 +54,8 @@ def product(equation: str, x: jax.Array, w: jax.Array, spec: PartitionSpec, matm
     """
     if matmuls == "full":
         return jnp.einsum(equation, x, w, out_sharding=spec)
-    return checkpoint_name(_straight_through(equation, matmuls, spec, x, w), SAVED)
+    out = _straight_through(equation, matmuls, spec, x, w)
+    return out if spec.unreduced else checkpoint_name(out, SAVED)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

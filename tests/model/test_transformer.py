@@ -8,7 +8,7 @@ import pytest
 from gptjax.generate.engine import SamplingConfig, generate
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model, scalar_model
-from gptjax.run.mesh import put
+from gptjax.run.mesh import MeshConfig, make_mesh, put
 from gptjax.types import LmBatch, PromptBatch
 
 TINY = {"vocab_size": 32, "layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "max_length": 32}
@@ -150,6 +150,20 @@ def test_recomputation_changes_no_gradient(one_device):
     for other in gradients[1:]:
         for a, b in zip(jax.tree.leaves(gradients[0]), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())  # recomputed, so rounded anew
+
+
+@pytest.mark.parametrize("remat", ["matmuls", "full"])
+def test_recomputation_goes_with_a_spread_residual_stream(remat):
+    gradients = []
+    for chosen in ("none", remat):
+        model = language_model(ModelConfig(**TINY, remat=chosen, spread_norms=True))
+        mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=2), jax.devices()[:2])
+        with jax.set_mesh(mesh):
+            params, rows = jax.jit(model.init)(jax.random.key(0)), on_mesh(mesh, [[1, 2, 3, 4]])
+            gradient = jax.jit(jax.grad(lambda p, m=model, r=rows: jnp.sum(m.hidden(p, {}, *r)[0] ** 3)))
+            gradients.append(jax.tree.map(np.asarray, gradient(params)))
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
 @pytest.mark.parametrize(("remat", "there"), [("full", False), ("offload", True)])

@@ -52,6 +52,7 @@ MOE = {"experts": 4, "balance_coefficient": 0.1, "router_z_coefficient": 0.01}
 EVERYTHING_FITS = {"capacity_factor": 2.0}  # experts / experts_per_token: all-to-all, and nothing is dropped
 WINDOW = {"window": 3, "soft_cap": 5.0}
 RING = {"context_attention": "ring"}
+SPREAD = {"spread_norms": True, "remat": "matmuls"}
 
 
 def _layouts() -> dict[str, Layout]:
@@ -62,10 +63,10 @@ def _layouts() -> dict[str, Layout]:
         "fsdp 2 context 2 tensor 2": Layout(mesh={"fsdp": 2, "context": 2, "tensor": 2}),
         "data 2 context 2 tensor 2, ring": Layout(mesh={"data": 2, "context": 2, "tensor": 2}, how=RING),
         "fsdp 2 context 2 tensor 2, window, spread norms": Layout(
-            mesh={"fsdp": 2, "context": 2, "tensor": 2}, model=WINDOW, how={"spread_norms": True}
+            mesh={"fsdp": 2, "context": 2, "tensor": 2}, model=WINDOW, how=SPREAD
         ),
         "int8, fsdp 2 context 2 tensor 2": Layout(
-            mesh={"fsdp": 2, "context": 2, "tensor": 2}, model={"matmuls": "int8"}, how={"spread_norms": True}
+            mesh={"fsdp": 2, "context": 2, "tensor": 2}, model={"matmuls": "int8"}, how=SPREAD
         ),
         "fp8, data 2 fsdp 2 tensor 2": Layout(mesh={"data": 2, "fsdp": 2, "tensor": 2}, model={"matmuls": "fp8"}),
         "2 microbatches, fsdp 2 tensor 2": Layout(mesh={"fsdp": 2, "tensor": 2}, microbatches=2),
