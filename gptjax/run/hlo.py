@@ -3,13 +3,20 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
+_BETWEEN_SLICES = {
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_REDUCE": "all-reduce",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
 _IDLE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
@@ -68,15 +75,28 @@ def parsed(text: str) -> Program:
     return program
 
 
-def collectives(program: Program) -> list[Collective]:
+def collectives(program: Program, ids: Sequence[int] = ()) -> list[Collective]:
     """Every collective that runs, with the trip counts of the loops around it.
 
     The TPU compiler spreads an asynchronous collective over several fusions that carry one chain id; it counts once.
+    Between slices it has no collectives: the hosts are sent what to reduce or gather, with the devices' own numbers.
+
+    Args:
+        program: as `parsed` gave it.
+        ids: numbers of the devices, in the order of the partitions; needed with several slices.
     """
     found, chains = [], set()
     for name, times in _runs(program).items():
         for instruction in program.computations[name].values():
             kind = instruction.opcode.removesuffix("-start")
+            if between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest):
+                if kind == "send":
+                    members = tuple(ids.index(number) for number in _slice_members(instruction.rest))
+                    whole, kind = program.computations[name], _BETWEEN_SLICES[between[1]]
+                    payload = shape_bytes(whole[instruction.operands[0]].shape)
+                    payload *= len(members) if kind == "all-gather" else 1
+                    found.append(Collective(kind, members, payload, times))
+                continue
             if kind not in _KINDS:
                 continue
             if chain := re.search(r'chain_id="(\d+)"', instruction.rest):
@@ -237,6 +257,18 @@ def _members(rest: str) -> tuple[int, ...]:
         return tuple(_iota(iota[3]).reshape(int(iota[1]), int(iota[2]))[0].tolist())
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
     return tuple(int(x) for x in listed[1].split(",")) if listed else (0,)
+
+
+def _slice_members(rest: str) -> tuple[int, ...]:
+    """The first group of device numbers of a transfer between slices: "{1,2}x{0:7}", or lists of devices or of pairs.
+
+    libtpu numbers device 7 of the second slice 200007.
+    """
+    if product := re.search(r'_xla_megascale_target="\{([\d,]+)\}x\{(\d+)', rest):
+        return tuple(int(number) * 100_000 + int(product[2]) for number in product[1].split(","))
+    listed = re.search(r"_xla_megascale_target=\{\{([\d,>-]+)\}", rest)
+    assert listed is not None, rest
+    return tuple(int(number) for number in re.findall(r"\d+", listed[1]))
 
 
 def _mesh_members(axes: str, device_ids: str | None, chosen: str) -> tuple[int, ...]:

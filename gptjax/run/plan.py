@@ -185,7 +185,8 @@ def _planned(name: str, program: _Program, mesh: Mesh) -> ProgramPlan:
         compiled = jitted.trace(*program.arguments).lower(lowering_platforms=(platform,)).compile()
     seconds = time.monotonic() - began
     module = hlo.parsed(compiled.as_text() or "")
-    found, used = hlo.collectives(module), chip(mesh.devices.flat[0].device_kind)
+    found = hlo.collectives(module, [device.id for device in mesh.devices.flat])
+    used = chip(mesh.devices.flat[0].device_kind)
     moved = hlo.memory_traffic(module)
     return ProgramPlan(
         name=name,

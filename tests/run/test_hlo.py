@@ -56,6 +56,44 @@ ENTRY %main (a: bf16[4,8], b: f32[8,4], c: f32[4,4]) -> f32[4,4] {
 """
 
 
+# libtpu's devices of two slices with four chips each; the hosts do what is between slices
+IDS = [100000, 100001, 100002, 100003, 200000, 200001, 200002, 200003]
+
+
+def between_slices(name, operand, kind, target):
+    given = f'_xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"'
+    return (
+        f"  %send.{name} = (f32[4,8]{{1,0}}, u32[], token[]) send(%{operand}, %none), frontend_attributes={{{given}}}\n"
+        f"  %recv.{name} = (f32[4,8]{{1,0}}, u32[], token[]) recv(%none), frontend_attributes={{{given}}}\n"
+    )
+
+
+SLICES = (
+    "HloModule jit_step, is_scheduled=true\n\n"
+    "ENTRY %main (a: f32[4,8], b: bf16[4,8]) -> f32[4,8] {\n"
+    "  %a = f32[4,8]{1,0} parameter(0)\n  %b = bf16[4,8]{1,0} parameter(1)\n  %none = token[] after-all()\n"
+    + between_slices("1", "a", "ALL_REDUCE", '"{1,2}x{0:3}"')
+    + between_slices("2", "b", "ALL_GATHER", '"{1,2}x{0:3}"')
+    + between_slices("3", "b", "ALL_TO_ALL", "{{100001,200001},{100002,200002}}")
+    + between_slices("4", "b", "ONE_TO_ONE", "{{100003->200003},{200003->100003}}")
+    + "  ROOT %out = f32[4,8]{1,0} get-tuple-element(%recv.1), index=0\n}\n"
+)
+
+
+def test_what_is_sent_between_slices_counts_with_its_devices():
+    found = {one.kind: one for one in hlo.collectives(hlo.parsed(SLICES), IDS)}
+    assert {kind: one.members for kind, one in found.items()} == {
+        "all-reduce": (0, 4),
+        "all-gather": (0, 4),
+        "all-to-all": (1, 5),
+        "collective-permute": (3, 7),
+    }
+    assert (found["all-reduce"].payload, found["all-reduce"].traffic) == (128, 128)  # two halves, out and back
+    assert (found["all-gather"].payload, found["all-gather"].traffic) == (128, 64)
+    assert found["all-to-all"].traffic == 32
+    assert found["collective-permute"].traffic == 64
+
+
 def test_collectives_count_once_for_each_run():
     found = {(one.kind, one.members): (one.payload, one.times) for one in hlo.collectives(hlo.parsed(TEXT))}
     assert found == {

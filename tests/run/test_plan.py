@@ -175,6 +175,20 @@ def test_a_tpu_slice_is_planned_with_its_kernel():
     assert {("all-gather", "fsdp"), ("reduce-scatter", "fsdp"), ("reduce-scatter", "tensor")} <= kinds
 
 
+@pytest.mark.slow
+def test_between_slices_travels_each_gradient_once():
+    pytest.importorskip("libtpu")
+    options = ["--mesh.data", "2", "--mesh.fsdp", "8", "--batch-size", "16", "--task.loss-chunks", "1"]
+    [step] = plan_experiment(tiny("experiment", *options), topology_devices("v5e:2x4", 2))
+    between = [row for row in step.traffic if row.network == "dcn"]
+    assert {(row.kind, row.axes) for row in between} == {("all-reduce", "data")}
+    # an all-reduce of two sends what it is given: the gradient that a device holds, a few sums, and padding to lanes
+    sent = sum(row.sent_bytes for row in between)
+    assert step.memory.parameters <= sent <= 4 * step.memory.parameters
+    assert step.roofline is not None
+    assert step.roofline.dcn > 0
+
+
 @pytest.mark.parametrize(("remat", "in_full"), [("none", 3), ("full", 2), ("offload", 0)])
 def test_every_remedy_is_told_as_options_that_make_it(remat, in_full):
     experiment = tiny("experiment", "--model.remat", remat, "--mesh.fsdp", "4", "--mesh.tensor", "2")
