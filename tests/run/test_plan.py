@@ -167,7 +167,14 @@ def test_the_step_lowers_for_accelerators(platform):
 def test_a_tpu_slice_is_planned_with_its_kernel():
     pytest.importorskip("libtpu")
     options = ["--mesh.fsdp", "4", "--mesh.tensor", "2", "--model.spread-norms", "--model.dtype", "bfloat16"]
-    options += ["--task.row-tokens", "256", "--model.max-length", "256", "--model.width", "1024"]  # tiles for each device
+    options += [
+        "--task.row-tokens",
+        "256",
+        "--model.max-length",
+        "256",
+        "--model.width",
+        "1024",
+    ]  # tiles for each device
     [step] = plan_experiment(tiny("experiment", *options), topology_devices("v5e:2x4"))
     assert step.memory.capacity == 16 * 2**30
     assert step.roofline is not None

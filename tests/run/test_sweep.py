@@ -1,8 +1,11 @@
 """Sweeps: horizons and budgets by hand, rows from results alone, and what is refused."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -164,3 +167,32 @@ def test_a_branch_is_the_run_from_scratch_and_a_second_call_does_nothing(tmp_pat
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     losses = [json.loads(line)["loss"] for line in (branched + sweep("alone", "b")).splitlines()]
     assert losses[1] == losses[2]  # bit for bit
+
+
+@pytest.mark.slow
+def test_the_sweep_for_ci_survives_a_kill_and_claims_no_exponent(tmp_path):
+    target, workdir = f"{ROOT / 'experiments' / 'isoflop_mini.py'}:ci", tmp_path / "sweep"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "gptjax", "scale"]
+    sweep = [*command, "sweep", target, "--workdir", str(workdir), "--json"]
+    with subprocess.Popen(sweep, env=environment, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        while not (done := list(workdir.glob("*/*/result.json"))) and process.poll() is None:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert done, "the sweep ended before it finished a stage"
+    stamps = {path: path.stat().st_mtime_ns for path in done}
+    found = subprocess.run(sweep, env=environment, check=True, capture_output=True, text=True)
+    assert json.loads(found.stdout)["runs"] == 6
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    rows = [json.loads(line) for line in (workdir / "runs.jsonl").read_text().splitlines()]
+    assert [(row["trunk"], row["budget"], row["status"]) for row in rows] == [
+        (size, budget, "done") for size in ("20k", "33k", "68k") for budget in (2e10, 4e10)
+    ]
+    for row in rows:
+        assert row["flops"] == row["flops_exact"] == pytest.approx(row["budget"], rel=0.01)
+        assert row["loss"] < 3.0
+        assert None not in [row[name] for name in row if name.startswith(("flops", "params", "n_"))]
+    fit = [*command, "fit", str(workdir / "runs.jsonl"), "--draws", "20", "--json"]
+    warnings = json.loads(subprocess.run(fit, env=environment, check=True, capture_output=True).stdout)["warnings"]
+    assert any("alpha is not identified" in warning for warning in warnings)
+    assert any("minimum at grid edge" in warning for warning in warnings)
