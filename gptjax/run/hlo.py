@@ -18,6 +18,7 @@ _BETWEEN_SLICES = {
     "ONE_TO_ONE": "collective-permute",
 }
 _IDLE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
+_SLICES = {"slice", "dynamic-slice", "gather"}  # of their first operand they read what they give
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 
@@ -214,7 +215,7 @@ def _traffic(program: Program, computation: dict[str, Instruction], instruction:
         return 0
     shapes = [computation[operand].shape if operand in computation else "" for operand in instruction.operands]
     read, written = (sum(shape_bytes(s, main_memory=True) for s in group) for group in (shapes, [instruction.shape]))
-    if instruction.opcode == "dynamic-slice":
+    if instruction.opcode in _SLICES:
         return 2 * written
     if instruction.opcode == "dynamic-update-slice":
         return 2 * shape_bytes(shapes[1], main_memory=True)
@@ -222,24 +223,46 @@ def _traffic(program: Program, computation: dict[str, Instruction], instruction:
         return shape_bytes(instruction.shape.split("},")[0] + "}", main_memory=True) + read
     if instruction.opcode != "fusion":
         return read + written
-    fused = program.computations[_called(instruction.rest, "calls")[0]]
-    return _fusion_traffic(fused, shapes, written)
+    return _fusion_traffic(program, program.computations[_called(instruction.rest, "calls")[0]], shapes, written)
 
 
-def _fusion_traffic(fused: dict[str, Instruction], shapes: list[str], written: int) -> int:
+def _fusion_traffic(program: Program, fused: dict[str, Instruction], shapes: list[str], written: int) -> int:
     """A fusion reads only the slices that it takes of an operand, and writes only what it updates in place."""
     total = 0
     for parameter in (x for x in fused.values() if x.opcode == "parameter"):
         number = int(parameter.operands[0])
         whole = shape_bytes(shapes[number], main_memory=True) if number < len(shapes) else 0
-        users = [x for x in fused.values() if parameter.name in x.operands]
-        if whole and users and all(x.opcode == "dynamic-slice" for x in users):
-            whole = min(whole, sum(shape_bytes(x.shape) for x in users))
-        elif whole and users and all(_updates(x, parameter.name) for x in users):
+        users = _users(fused, parameter.name)
+        if whole and users and all(_updates(x, parameter.name) for x in users):
             whole, update = 0, sum(shape_bytes(fused[x.operands[1]].shape) for x in users)
             written = min(written, update)
-        total += whole
+        total += min(whole, _taken(program, fused, parameter.name, whole))
     return total + written
+
+
+def _taken(program: Program, fused: dict[str, Instruction], name: str, whole: int) -> int:
+    """Bytes that a fusion reads of one of its values: all of it, unless everything that uses it takes slices.
+
+    Fusions inside fusions are looked into.
+    """
+    total = 0
+    for user in _users(fused, name):
+        if user.opcode in _SLICES and user.operands[0] == name:
+            total += shape_bytes(user.shape)
+        elif user.opcode == "bitcast":
+            total += _taken(program, fused, user.name, whole)
+        elif user.opcode == "fusion":
+            inner = program.computations[_called(user.rest, "calls")[0]]
+            number = str(user.operands.index(name))
+            given = next(x for x in inner.values() if x.opcode == "parameter" and x.operands[0] == number)
+            total += _taken(program, inner, given.name, whole)
+        else:
+            return whole
+    return min(total, whole)
+
+
+def _users(computation: dict[str, Instruction], name: str) -> list[Instruction]:
+    return [x for x in computation.values() if name in x.operands]
 
 
 def _updates(user: Instruction, name: str) -> bool:

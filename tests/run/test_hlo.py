@@ -148,3 +148,33 @@ ENTRY %main (x: f32[10,8], i: s32[]) -> f32[1,8] {
 }
 """
     assert hlo.memory_traffic(hlo.parsed(text)) == 32 + 4 + 32
+
+
+def test_a_fusion_inside_a_fusion_reads_the_slice_that_it_takes():
+    # as decoding takes a layer out of the stack of all: the product reads one of ten layers, and the table three rows
+    text = """\
+%layer (p: f32[10,8,4]) -> f32[8,4] {
+  %p = f32[10,8,4]{2,1,0} parameter(0)
+  %b = f32[80,4]{1,0} bitcast(%p)
+  %s = f32[8,4]{1,0} slice(%b), slice={[16:24], [0:4]}
+  ROOT %c = f32[8,4]{1,0} copy(%s)
+}
+
+%fused (x: f32[2,8], stack: f32[10,8,4]) -> f32[2,4] {
+  %x = f32[2,8]{1,0} parameter(0)
+  %stack = f32[10,8,4]{2,1,0} parameter(1)
+  %w = f32[8,4]{1,0} fusion(%stack), kind=kLoop, calls=%layer
+  ROOT %y = f32[2,4]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: f32[2,8], stack: f32[10,8,4], table: f32[100,8], rows: s32[3]) -> f32[3,8] {
+  %x = f32[2,8]{1,0} parameter(0)
+  %stack = f32[10,8,4]{2,1,0} parameter(1)
+  %table = f32[100,8]{1,0} parameter(2)
+  %rows = s32[3]{0} parameter(3)
+  %f = f32[2,4]{1,0} fusion(%x, %stack), kind=kOutput, calls=%fused
+  ROOT %g = f32[3,8]{1,0} gather(%table, %rows), offset_dims={1}, slice_sizes={1,8}
+}
+"""
+    product, gather = 64 + 8 * 4 * 4 + 32, 2 * 3 * 8 * 4
+    assert hlo.memory_traffic(hlo.parsed(text)) == product + gather
