@@ -192,7 +192,7 @@ def test_the_sweep_for_ci_survives_a_kill_and_claims_no_exponent(tmp_path):
         assert row["flops"] == row["flops_exact"] == pytest.approx(row["budget"], rel=0.01)
         assert row["loss"] < 3.0
         assert None not in [row[name] for name in row if name.startswith(("flops", "params", "n_"))]
-    fit = [*command, "fit", str(workdir / "runs.jsonl"), "--draws", "20", "--json"]
+    fit = [*command, "fit", str(workdir / "runs.jsonl"), "--draws", "40", "--json"]
     warnings = json.loads(subprocess.run(fit, env=environment, check=True, capture_output=True).stdout)["warnings"]
     assert any("alpha is not identified" in warning for warning in warnings)
     assert any("minimum at grid edge" in warning for warning in warnings)
