@@ -1,7 +1,7 @@
 """GPT-2 in its four sizes on eight v5e chips.
 
     gptjax plan experiments/gpt2.py --topology v5e:2x4
-    gptjax plan experiments/gpt2.py:xl --topology v5e:2x4
+    gptjax plan experiments/gpt2.py:medium --topology v5e:2x4    # also large, xl
     gptjax run experiments/gpt2.py --task.corpus corpus/ --task.tokenizer tokenizer.model
 
 512 rows of 1,024 tokens, as in the paper: 0.5 million tokens a step, in pieces that fit the chips' memory. The
