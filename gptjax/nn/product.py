@@ -54,7 +54,7 @@ def product(equation: str, x: jax.Array, w: jax.Array, spec: PartitionSpec, matm
     """
     if matmuls == "full":
         return jnp.einsum(equation, x, w, out_sharding=spec)
-    out = _straight_through(equation, matmuls, spec, x, w)
+    out: jax.Array = _straight_through(equation, matmuls, spec, x, w)
     return out if spec.unreduced else checkpoint_name(out, SAVED)
 
 
