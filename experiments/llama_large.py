@@ -17,7 +17,7 @@ from gptjax.run.tasks.lm import LmTask
 
 def llama2_13b() -> Experiment:
     """On 256 v5e chips."""
-    return _experiment("llama2-13b", rows=1024, row_tokens=4096, peak_lr=3e-4, fsdp=256, microbatches=2)
+    return _experiment("llama2-13b", rows=1024, row_tokens=4096, peak_lr=3e-4, fsdp=256, loss_chunks=4)
 
 
 def llama2_70b() -> Experiment:
@@ -38,7 +38,6 @@ def _experiment(
     peak_lr: float,
     fsdp: int,
     tensor: int = 1,
-    microbatches: int = 1,
     loss_chunks: int = 1,
 ) -> Experiment:
     return Experiment(
@@ -48,6 +47,5 @@ def _experiment(
         mesh=MeshConfig(data=1, fsdp=fsdp, tensor=tensor),
         steps=500_000,
         batch_size=rows,
-        microbatches=microbatches,
         save_every=1000,
     )
