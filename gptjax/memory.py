@@ -10,23 +10,19 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(lambda x: x if x.ndim == 0 else jax.device_put(x, jax.memory.Space.Host), tree)
 
 
-def on_device(tree: Any) -> Any:
-    """The arrays in their layout, in the devices' memory."""
+def on_device(tree: Any, *, after: jax.Array | None = None) -> Any:
+    """The arrays in their layout, in the devices' memory.
 
-    def moved(x: jax.Array) -> jax.Array:
-        is_there = jax.typeof(x).memory_space == jax.memory.Space.Device
-        return x if is_there else jax.device_put(x, jax.memory.Space.Device)
-
-    return jax.tree.map(moved, tree)
-
-
-def fetched(tree: Any, *, after: jax.Array) -> Any:
-    """The arrays on the devices; those that come from the hosts set out only when `after` is known."""
+    Args:
+        tree: arrays in either memory.
+        after: inside jit, what must be known before an array sets out from its host.
+    """
 
     def moved(x: jax.Array) -> jax.Array:
         if jax.typeof(x).memory_space == jax.memory.Space.Device:
             return x
-        x, _ = jax.lax.optimization_barrier((x, after))
+        if after is not None:
+            x, _ = jax.lax.optimization_barrier((x, after))
         return jax.device_put(x, jax.memory.Space.Device)
 
     return jax.tree.map(moved, tree)

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 
 from gptjax import dims
@@ -17,7 +16,7 @@ from gptjax.nn.context import ring_attention
 from gptjax.nn.experts import activated
 from gptjax.nn.gather import PARTIAL_ROWS, gathered, gathered_rows, scattered_rows
 from gptjax.nn.norm import layer_norm, rms_norm
-from gptjax.nn.product import SAVED, product
+from gptjax.nn.product import product
 from gptjax.nn.rope import rotate
 from gptjax.types import RouterSums
 
@@ -99,7 +98,7 @@ class Attention(nnx.Module):
         out_spec = PARTIAL_ROWS if spread else dims.act_spec("BTD", decoding=decoding)
         wo_NHD = use(self.wo_NHD, "NHD", o_BTNH.dtype)
         h_BTD = product("BTNH,NHD->BTD", o_BTNH, wo_NHD, out_spec, self.config.matmuls)
-        h_BTD = checkpoint_name(scattered_rows(h_BTD), SAVED) if spread else h_BTD
+        h_BTD = scattered_rows(h_BTD) if spread else h_BTD
         return h_BTD if self.bo_D is None else h_BTD + use(self.bo_D, "D", h_BTD.dtype)[None, None]
 
 
@@ -127,7 +126,7 @@ class Mlp(nnx.Module):
             gate_BTF = product("BTD,DF->BTF", h_BTD, use(self.w_gate_DF, "DF", dtype), hidden_spec, matmuls)
         f_BTF = activated(f_BTF, gate_BTF, self.config.activation)
         out_BTD = product("BTF,FD->BTD", f_BTF, use(self.w_out_FD, "FD", dtype), out_spec, matmuls)
-        out_BTD = checkpoint_name(scattered_rows(out_BTD), SAVED) if spread else out_BTD
+        out_BTD = scattered_rows(out_BTD) if spread else out_BTD
         return out_BTD if self.b_out_D is None else out_BTD + use(self.b_out_D, "D", dtype)[None, None]
 
 

@@ -5,9 +5,11 @@ reduce-scatter in place of an all-reduce whose result is thrown away in part.
 """
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from gptjax import dims
+from gptjax.nn.product import SAVED
 
 
 def gathered(x: jax.Array, letters: str, *, decoding: bool = False) -> jax.Array:
@@ -51,9 +53,10 @@ PARTIAL_ROWS = PartitionSpec(*dims.act_spec("BTD"), unreduced=frozenset({"tensor
 
 
 def scattered_rows(x_BTD: jax.Array) -> jax.Array:
-    """The spread residual stream from partial sums over `tensor`, laid out as PARTIAL_ROWS."""
+    """The spread residual stream from partial sums over `tensor`, laid out as PARTIAL_ROWS; named as a result."""
 
     def local(x_BTD):
         return jax.lax.psum_scatter(x_BTD, "tensor", scatter_dimension=1, tiled=True)
 
-    return jax.shard_map(local, in_specs=PARTIAL_ROWS, out_specs=dims.residual_spec(spread=True))(x_BTD)
+    rows_BTD = jax.shard_map(local, in_specs=PARTIAL_ROWS, out_specs=dims.residual_spec(spread=True))(x_BTD)
+    return checkpoint_name(rows_BTD, SAVED)

@@ -147,10 +147,10 @@ def outline_task(experiment: Experiment, setup: Setup) -> Outline:
 
 def _stepping(experiment: Experiment, made: _Made) -> _Made:
     """With the step's microbatches, and the optimizer's state where the experiment wants it."""
-    step, init = partial(made.step, microbatches=experiment.microbatches), made.init
+    step = partial(made.step, microbatches=experiment.microbatches)
     if not experiment.optimizer.offload:
         return replace(made, step=step)
-    return replace(made, step=parking(step), init=lambda key: parked(init(key)))
+    return replace(made, step=parking(step), init=lambda key: parked(made.init(key)))
 
 
 def check_layout(experiment: Experiment, mesh: Mesh) -> None:

@@ -1,4 +1,4 @@
-"""What a compiled program moves: collectives and memory traffic, read from XLA's optimized text."""
+"""XLA's optimized text of a compiled program: its instructions, how often they run, and its collectives."""
 
 import math
 import re
@@ -17,8 +17,6 @@ _BETWEEN_SLICES = {
     "ALL_TO_ALL": "all-to-all",
     "ONE_TO_ONE": "collective-permute",
 }
-_IDLE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
-_SLICES = {"slice", "dynamic-slice", "gather"}  # of their first operand they read what they give
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 
@@ -87,18 +85,11 @@ def collectives(program: Program, ids: Sequence[int] = ()) -> list[Collective]:
         ids: numbers of the devices, in the order of the partitions; needed with several slices.
     """
     found, chains = [], set()
-    for name, times in _runs(program).items():
-        for instruction in program.computations[name].values():
-            kind = instruction.opcode.removesuffix("-start")
-            if between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest):
-                if kind == "send":
-                    members = tuple(ids.index(number) for number in _slice_members(instruction.rest))
-                    whole, kind = program.computations[name], _BETWEEN_SLICES[between[1]]
-                    payload = shape_bytes(whole[instruction.operands[0]].shape)
-                    payload *= len(members) if kind == "all-gather" else 1
-                    found.append(Collective(kind, members, payload, times))
-                continue
-            if kind not in _KINDS:
+    for name, times in runs(program).items():
+        computation = program.computations[name]
+        for instruction in computation.values():
+            kind = _kind(instruction)
+            if kind is None:
                 continue
             if chain := re.search(r'chain_id="(\d+)"', instruction.rest):
                 if chain[1] in chains:
@@ -106,22 +97,21 @@ def collectives(program: Program, ids: Sequence[int] = ()) -> list[Collective]:
                 chains.add(chain[1])
             if name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
-            members = _members(instruction.rest)
-            whole = program.computations[name]
-            payload = sum(shape_bytes(whole[operand].shape) for operand in instruction.operands)
+            members = _members(instruction.rest, ids)
+            payload = sum(shape_bytes(computation[operand].shape) for operand in instruction.operands)
             payload *= len(members) if kind == "all-gather" else 1
             if len(members) > 1:
                 found.append(Collective(kind, members, payload, times))
     return found
 
 
-def memory_traffic(program: Program) -> int:
-    """Bytes that the instructions of one call read from and write to main memory; on-chip buffers do not count."""
-    total = 0
-    for name, times in _runs(program, fusions=False).items():
-        computation = program.computations[name]
-        total += times * sum(_traffic(program, computation, instruction) for instruction in computation.values())
-    return total
+def _kind(instruction: Instruction) -> str | None:
+    """Which collective an instruction is, or begins; None: it is none."""
+    if instruction.opcode == "send":
+        between = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+        return None if between is None else _BETWEEN_SLICES[between[1]]
+    kind = instruction.opcode.removesuffix("-start")
+    return kind if kind in _KINDS else None
 
 
 def shape_bytes(shape: str, *, main_memory: bool = False) -> int:
@@ -148,7 +138,7 @@ def trip_count(program: Program, loop: Instruction, computation: dict[str, Instr
     """
     if known := re.search(r'known_trip_count[\\":{ n]+(\d+)', loop.rest):
         return int(known[1])
-    condition = program.computations[_called(loop.rest, "condition")[0]]
+    condition = program.computations[called(loop.rest, "condition")[0]]
     for compare in condition.values():
         limits = [condition.get(operand) for operand in compare.operands] if compare.opcode == "compare" else []
         limit = next((x for x in limits if x is not None and x.opcode == "constant"), None)
@@ -175,8 +165,11 @@ def _constant(instruction: Instruction) -> int | None:
     return int(value) if re.fullmatch(r"-?\d+", value) else None
 
 
-def _runs(program: Program, *, fusions: bool = True) -> dict[str, int]:
-    """How often each computation runs; both branches of a conditional count."""
+def runs(program: Program, *, fusions: bool = True) -> dict[str, int]:
+    """How often each computation runs, by name; both branches of a conditional count.
+
+    fusions: count the computations of fusions too.
+    """
     runs: dict[str, int] = defaultdict(int)
 
     def visit(name: str, times: int) -> None:
@@ -194,83 +187,27 @@ def _runs(program: Program, *, fusions: bool = True) -> dict[str, int]:
 
 def _callees(instruction: Instruction, fusions: bool) -> Iterator[str]:
     if instruction.opcode == "while":
-        yield from _called(instruction.rest, "body")
+        yield from called(instruction.rest, "body")
     elif instruction.opcode == "conditional":
-        yield from _called(instruction.rest, "branch_computations")
-        yield from _called(instruction.rest, "true_computation")
-        yield from _called(instruction.rest, "false_computation")
+        yield from called(instruction.rest, "branch_computations")
+        yield from called(instruction.rest, "true_computation")
+        yield from called(instruction.rest, "false_computation")
     elif instruction.opcode == "call" or instruction.opcode.startswith("async-start"):
-        yield from _called(instruction.rest, "to_apply") or _called(instruction.rest, "calls")
+        yield from called(instruction.rest, "to_apply") or called(instruction.rest, "calls")
     elif instruction.opcode == "fusion" and fusions:
-        yield from _called(instruction.rest, "calls")
+        yield from called(instruction.rest, "calls")
 
 
-def _called(rest: str, what: str) -> list[str]:
+def called(rest: str, what: str) -> list[str]:
+    """Computations that an instruction names as its `body`, `calls` and the like, in the text after its operands."""
     found = re.search(rf"\b{what}=(\{{[^}}]*\}}|%?[\w.-]+)", rest)
     return re.findall(r"[\w.-]+", found[1]) if found else []
 
 
-def _traffic(program: Program, computation: dict[str, Instruction], instruction: Instruction) -> int:
-    if instruction.opcode in _IDLE or instruction.opcode.endswith("-done"):
-        return 0
-    shapes = [computation[operand].shape if operand in computation else "" for operand in instruction.operands]
-    read, written = (sum(shape_bytes(s, main_memory=True) for s in group) for group in (shapes, [instruction.shape]))
-    if instruction.opcode in _SLICES:
-        return 2 * written
-    if instruction.opcode == "dynamic-update-slice":
-        return 2 * shape_bytes(shapes[1], main_memory=True)
-    if instruction.opcode == "copy-start":
-        return shape_bytes(instruction.shape.split("},")[0] + "}", main_memory=True) + read
-    if instruction.opcode != "fusion":
-        return read + written
-    return _fusion_traffic(program, program.computations[_called(instruction.rest, "calls")[0]], shapes, written)
-
-
-def _fusion_traffic(program: Program, fused: dict[str, Instruction], shapes: list[str], written: int) -> int:
-    """A fusion reads only the slices that it takes of an operand, and writes only what it updates in place."""
-    total = 0
-    for parameter in (x for x in fused.values() if x.opcode == "parameter"):
-        number = int(parameter.operands[0])
-        whole = shape_bytes(shapes[number], main_memory=True) if number < len(shapes) else 0
-        users = _users(fused, parameter.name)
-        if whole and users and all(_updates(x, parameter.name) for x in users):
-            whole, update = 0, sum(shape_bytes(fused[x.operands[1]].shape) for x in users)
-            written = min(written, update)
-        total += min(whole, _taken(program, fused, parameter.name, whole))
-    return total + written
-
-
-def _taken(program: Program, fused: dict[str, Instruction], name: str, whole: int) -> int:
-    """Bytes that a fusion reads of one of its values: all of it, unless everything that uses it takes slices.
-
-    Fusions inside fusions are looked into.
-    """
-    total = 0
-    for user in _users(fused, name):
-        if user.opcode in _SLICES and user.operands[0] == name:
-            total += shape_bytes(user.shape)
-        elif user.opcode == "bitcast":
-            total += _taken(program, fused, user.name, whole)
-        elif user.opcode == "fusion":
-            inner = program.computations[_called(user.rest, "calls")[0]]
-            number = str(user.operands.index(name))
-            given = next(x for x in inner.values() if x.opcode == "parameter" and x.operands[0] == number)
-            total += _taken(program, inner, given.name, whole)
-        else:
-            return whole
-    return min(total, whole)
-
-
-def _users(computation: dict[str, Instruction], name: str) -> list[Instruction]:
-    return [x for x in computation.values() if name in x.operands]
-
-
-def _updates(user: Instruction, name: str) -> bool:
-    return user.opcode == "dynamic-update-slice" and user.operands[0] == name
-
-
-def _members(rest: str) -> tuple[int, ...]:
-    """The first group of devices, in any of the forms in which XLA prints groups."""
+def _members(rest: str, ids: Sequence[int]) -> tuple[int, ...]:
+    """Partitions of the first group of devices, in any of the forms in which XLA prints groups."""
+    if "_xla_megascale_target" in rest:
+        return tuple(ids.index(number) for number in _slice_members(rest))
     if pairs := re.search(r"source_target_pairs=\{+([\d,{} ]*)\}", rest):
         numbers = [int(x) for x in re.findall(r"\d+", pairs[1])]
         return next(((a, b) for a, b in zip(numbers[::2], numbers[1::2], strict=True) if a != b), (0,))

@@ -17,6 +17,7 @@ from gptjax import dims
 from gptjax.run import hlo
 from gptjax.run.chips import Chip, chip
 from gptjax.run.experiment import Experiment, check_layout, outline_task, setup_of
+from gptjax.run.memory_traffic import memory_traffic
 from gptjax.run.mesh import make_mesh
 from gptjax.run.task import Outline
 
@@ -187,7 +188,7 @@ def _planned(name: str, program: _Program, mesh: Mesh) -> ProgramPlan:
     module = hlo.parsed(compiled.as_text() or "")
     found = hlo.collectives(module, [device.id for device in mesh.devices.flat])
     used = chip(mesh.devices.flat[0].device_kind)
-    moved = hlo.memory_traffic(module)
+    moved = memory_traffic(module)
     return ProgramPlan(
         name=name,
         tokens=program.tokens,

@@ -105,11 +105,11 @@ def ppo_step(
     kl = masked_sum(rollout.logp_old_BR - rollout.logp_ref_BR, rollout.mask_BR) / _scored_rows(rollout)
     stale = state.step // config.updates - rollout.version > config.max_lag
     stopped = _stopped(state, metrics["ppo/approx_kl_k3_nats"], config)
-    coefficient = _next_coefficient(state, kl, config)
+    wanted, coefficient = ~(stale | stopped), _next_coefficient(state, kl, config)
     after, figures = advance(
-        state, grads, optimizer, loss=loss, wanted=~(stale | stopped), kl_coefficient=coefficient, stopped=stopped
+        state, grads, optimizer, loss=loss, wanted=wanted, kl_coefficient=coefficient, stopped=stopped
     )
-    made = ~(stale | stopped) & (figures["optim/updates_skipped"] == 0)
+    made = wanted & (figures["optim/updates_skipped"] == 0)
     metrics |= _rollout_metrics(rollout, kl, state.extra["kl_coefficient"]) | figures
     metrics |= {"ppo/updates": made.astype(jnp.int32), "ppo/stale": stale.astype(jnp.int32)}
     return _counted(made, after, state, config), metrics

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax.memory import fetched
+from gptjax.memory import on_device
 from gptjax.types import Metrics, Params, TrainState
 
 
@@ -36,7 +36,7 @@ def advance(
     """
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    before = fetched(state.opt_state, after=norm)
+    before = on_device(state.opt_state, after=norm)
     updates, opt_state = optimizer.update(grads, before, state.params)
     # chosen, not scaled: adding an update of zero would turn -0.0 into +0.0
     params, opt_state = chosen(

@@ -38,8 +38,14 @@ def tiny(folder, **changes):
 def trained(experiment, folder):
     """What is logged, row by row."""
     mesh = make_mesh(experiment.mesh, jax.devices()[:2])
-    checkpoints, log = Checkpoints(folder / "checkpoints", keep=experiment.keep), MetricsLog(folder)
-    with jax.set_mesh(mesh), Stop() as stop, closing(checkpoints), closing(log):
-        task = build_task(experiment, setup_of(experiment, folder=folder, mesh=mesh, stage_folder=lambda name: folder))
-        train("lm", experiment, task, checkpoints, log, stop, Goodput())
+    with jax.set_mesh(mesh):
+        setup = setup_of(experiment, folder=folder, mesh=mesh, stage_folder=lambda name: folder)
+        run_stage(folder, build_task(experiment, setup), experiment)
     return read_metrics(folder / "metrics.jsonl")
+
+
+def run_stage(folder, task, experiment, log_class=MetricsLog):
+    """(final state, what the result says)."""
+    checkpoints = Checkpoints(folder / "checkpoints", keep=experiment.keep, pause=0.0)
+    with closing(checkpoints), closing(log_class(folder)) as log, Stop() as stop:
+        return train("toy", experiment, task, checkpoints, log, stop, Goodput())

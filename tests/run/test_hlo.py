@@ -3,6 +3,7 @@
 import pytest
 
 from gptjax.run import hlo
+from gptjax.run.memory_traffic import memory_traffic
 
 # An all-gather in a loop of 5 - 1 = 4 turns; the TPU compiler shows one asynchronous collective (chain 7) in two
 # fusions, a reduce-scatter as a fusion around an all-reduce, and buffers in on-chip memory as S(1).
@@ -130,7 +131,7 @@ def test_groups_are_read_in_every_form(groups, members):
 def test_only_main_memory_counts_as_traffic():
     # fusions: read a (64 B) and write 128 B, twice; read b (128 B) and write 32 B; the copy reads and writes 64 B;
     # four turns write the gathered 256 B, what they gather lies on the chip.
-    assert hlo.memory_traffic(hlo.parsed(TEXT)) == 2 * (64 + 128) + (128 + 32) + 2 * 64 + 4 * 256
+    assert memory_traffic(hlo.parsed(TEXT)) == 2 * (64 + 128) + (128 + 32) + 2 * 64 + 4 * 256
 
 
 def test_a_fusion_reads_the_slices_that_it_takes():
@@ -147,7 +148,7 @@ ENTRY %main (x: f32[10,8], i: s32[]) -> f32[1,8] {
   ROOT %f = f32[1,8]{1,0} fusion(%x, %i), kind=kLoop, calls=%fused
 }
 """
-    assert hlo.memory_traffic(hlo.parsed(text)) == 32 + 4 + 32
+    assert memory_traffic(hlo.parsed(text)) == 32 + 4 + 32
 
 
 def test_a_fusion_inside_a_fusion_reads_the_slice_that_it_takes():
@@ -177,4 +178,4 @@ ENTRY %main (x: f32[2,8], stack: f32[10,8,4], table: f32[100,8], rows: s32[3]) -
 }
 """
     product, gather = 64 + 8 * 4 * 4 + 32, 2 * 3 * 8 * 4
-    assert hlo.memory_traffic(hlo.parsed(text)) == product + gather
+    assert memory_traffic(hlo.parsed(text)) == product + gather

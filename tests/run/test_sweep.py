@@ -150,6 +150,11 @@ def alone():
 """
 
 
+def environment(home):
+    """Of a process that knows nothing of this machine but the sources."""
+    return {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(home), "JAX_PLATFORMS": "cpu"}
+
+
 @pytest.mark.slow
 def test_a_branch_is_the_run_from_scratch_and_a_second_call_does_nothing(tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
@@ -157,8 +162,7 @@ def test_a_branch_is_the_run_from_scratch_and_a_second_call_does_nothing(tmp_pat
 
     def sweep(name, workdir):
         command = [sys.executable, "-m", "gptjax", "scale", "sweep", f"tiny.py:{name}", "--workdir", workdir, "--json"]
-        environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+        subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), check=True, capture_output=True)
         return (tmp_path / workdir / "runs.jsonl").read_text()
 
     branched = sweep("sweep", "a")
@@ -172,16 +176,16 @@ def test_a_branch_is_the_run_from_scratch_and_a_second_call_does_nothing(tmp_pat
 @pytest.mark.slow
 def test_the_sweep_for_ci_survives_a_kill_and_claims_no_exponent(tmp_path):
     target, workdir = f"{ROOT / 'experiments' / 'isoflop_mini.py'}:ci", tmp_path / "sweep"
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    alone = environment(tmp_path)
     command = [sys.executable, "-m", "gptjax", "scale"]
     sweep = [*command, "sweep", target, "--workdir", str(workdir), "--json"]
-    with subprocess.Popen(sweep, env=environment, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(sweep, env=alone, start_new_session=True, stderr=subprocess.DEVNULL) as process:
         while not (done := list(workdir.glob("*/*/result.json"))) and process.poll() is None:
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGKILL)
     assert done, "the sweep ended before it finished a stage"
     stamps = {path: path.stat().st_mtime_ns for path in done}
-    found = subprocess.run(sweep, env=environment, check=True, capture_output=True, text=True)
+    found = subprocess.run(sweep, env=alone, check=True, capture_output=True, text=True)
     assert json.loads(found.stdout)["runs"] == 6
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     rows = [json.loads(line) for line in (workdir / "runs.jsonl").read_text().splitlines()]
@@ -193,6 +197,6 @@ def test_the_sweep_for_ci_survives_a_kill_and_claims_no_exponent(tmp_path):
         assert row["loss"] < 3.0
         assert None not in [row[name] for name in row if name.startswith(("flops", "params", "n_"))]
     fit = [*command, "fit", str(workdir / "runs.jsonl"), "--draws", "40", "--json"]
-    warnings = json.loads(subprocess.run(fit, env=environment, check=True, capture_output=True).stdout)["warnings"]
+    warnings = json.loads(subprocess.run(fit, env=alone, check=True, capture_output=True).stdout)["warnings"]
     assert any("alpha is not identified" in warning for warning in warnings)
     assert any("minimum at grid edge" in warning for warning in warnings)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from stage import run_stage as run
 
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
@@ -18,13 +19,11 @@ from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.exits import NumericalFaultError, Preempted
 from gptjax.run.experiment import Experiment
 from gptjax.run.faults import FaultsConfig, repeated
-from gptjax.run.goodput import Goodput
 from gptjax.run.mesh import MeshConfig, make_mesh
 from gptjax.run.metrics import MetricsLog, read_metrics, same_losses
 from gptjax.run.stop import Stop
 from gptjax.run.task import Task
 from gptjax.run.tasks.lm import LmTask
-from gptjax.run.training import train
 from gptjax.train.update import advance, initial_state
 
 ADAM = optax.adam(0.05)
@@ -68,18 +67,6 @@ def experiment(**changes):
     settings = {"steps": 30, "batch_size": 8, "save_every": 5, "evaluate_every": 7, **changes}
     model = ModelConfig(vocab_size=4, layers=1, width=4, heads=1, max_length=4)
     return Experiment(task=LmTask(), model=model, optimizer=OptimizerConfig(peak_lr=0.1), **settings)
-
-
-def run(folder, task, settings, log_class=MetricsLog):
-    """(final state, what the result says)."""
-    checkpoints = Checkpoints(folder / "checkpoints", keep=settings.keep, pause=0.0)
-    log = log_class(folder)
-    try:
-        with Stop() as stop:
-            return train("toy", settings, task, checkpoints, log, stop, Goodput())
-    finally:
-        log.close()
-        checkpoints.close()
 
 
 def bits(state):
