@@ -293,8 +293,10 @@ def _verified(path: Path, wanted: dict[str, Any], *, partly: bool = False) -> tu
     record = read_record(path)
     check_layout(record["fingerprints"], wanted, path, partly=partly)
     check_parts(path, list(wanted))
+    parts: dict[str, Any] = {}
     try:
-        parts = ocp.load_checkpointables(str(path), wanted)
+        for name in wanted:  # one by one: when one fails, Orbax forgets to await the others, and Python warns
+            parts |= ocp.load_checkpointables(str(path), {name: wanted[name]})
     except Exception as error:  # Orbax raises whatever the broken file provokes
         raise DamagedError(place_of(error, path)) from error
     for name, mark in fingerprints(parts).items():

@@ -1,5 +1,6 @@
 """Checkpoints on disk: damage is seen, the one before is taken, nothing is deleted; failed saves are survived."""
 
+import gc
 import json
 import random
 import shutil
@@ -115,6 +116,15 @@ def test_a_flipped_bit_in_the_numbers_names_the_array(tmp_path, one_device, caps
     said = capsys.readouterr().err
     assert "the checkpoint of step 8 is damaged (model.params.matrix is not what was saved" in said
     assert "going on from step 4; it is kept as 8.damaged" in said
+
+
+def test_a_part_that_cannot_be_loaded_leaves_nothing_that_was_never_awaited(tmp_path, one_device, capsys):
+    saved(tmp_path, first_state())
+    for path in files_of(tmp_path / "8" / "model" / "d"):
+        path.write_bytes(b"")
+    assert int(restored(tmp_path, first_state())[0].step) == 4
+    assert "the checkpoint of step 8 is damaged (model/d/" in capsys.readouterr().err
+    gc.collect()  # what was never awaited warns when it is collected, and pytest counts that
 
 
 def test_a_run_that_fell_back_saves_that_step_again(tmp_path, one_device, capsys):
