@@ -17,7 +17,7 @@ from functools import partial
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.experiment import Experiment
-from gptjax.run.sweep_grid import Sweep, Trunk, isoflop
+from gptjax.run.scale.grid import Sweep, Trunk, isoflop
 from gptjax.run.tasks.lm import LmTask
 
 ROW_TOKENS = 128

@@ -12,7 +12,7 @@ import dataclasses
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.experiment import Experiment
-from gptjax.run.sweep_grid import Sweep, Trunk, rate_by_batch
+from gptjax.run.scale.grid import Sweep, Trunk, rate_by_batch
 from gptjax.run.tasks.lm import LmTask
 
 ROW_TOKENS, BASE_WIDTH = 128, 64

@@ -133,7 +133,7 @@ def _add_curate(commands) -> None:
 
 
 def _add_scale(commands) -> None:
-    from gptjax.run.scale_options import add_commands
+    from gptjax.run.scale.options import add_commands
 
     add_commands(_command(commands, "scale", _scale, "scaling curves: train a sweep, fit it, recommend, validate"))
 
@@ -181,7 +181,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _plan(args: argparse.Namespace, overrides: list[str]) -> None:
-    from gptjax.run.plan_command import plan
+    from gptjax.run.plan.command import plan
 
     if not plan(args, overrides):
         raise SystemExit(DOES_NOT_FIT)
@@ -239,14 +239,16 @@ def _curate(args: argparse.Namespace, rest: list[str]) -> None:
 
 def _scale(args: argparse.Namespace, rest: list[str]) -> None:
     if args.scale == "sweep":
-        from gptjax.run.sweep import scale_sweep
+        from gptjax.run.scale.sweep import scale_sweep
 
         scale_sweep(args, rest)
         return
     _refuse(rest)
-    from gptjax.run import scale
+    from gptjax.run.scale import command
 
-    {"fit": scale.scale_fit, "validate": scale.scale_validate, "recommend": scale.scale_recommend}[args.scale](args)
+    {"fit": command.scale_fit, "validate": command.scale_validate, "recommend": command.scale_recommend}[args.scale](
+        args
+    )
 
 
 def _generate(args: argparse.Namespace, rest: list[str]) -> None:

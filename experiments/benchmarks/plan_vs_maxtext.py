@@ -20,7 +20,7 @@ import jax
 from gptjax.model.pure import language_model
 from gptjax.run.load import load_recipe
 from gptjax.run.mesh import MeshConfig, make_mesh
-from gptjax.run.plan import plan_experiment, topology_devices
+from gptjax.run.plan.compile import plan_experiment, topology_devices
 from gptjax.run.start import start_jax
 
 # topology, and of MaxText the bytes of arguments, of temporaries and at XLA's peak, and seconds (compile and start)

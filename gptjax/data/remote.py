@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-import tempfile
+import shutil
 from pathlib import Path
 from typing import Any
 
 from gptjax.data.shards import MANIFEST, TOKENIZER, Shards, file_sha256, read_manifest
+from gptjax.files import replacing
 
 
 def is_url(folder: str) -> bool:
@@ -68,19 +69,13 @@ def _fetch(folder: str, name: str, path: Path, sha256: str | None = None) -> Non
     import fsspec
 
     source = f"{folder.rstrip('/')}/{name}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=name, suffix=".tmp")
-    os.close(handle)
     try:
-        with fsspec.open(source, "rb") as remote, open(temporary, "wb") as file:
-            while block := remote.read(1 << 22):  # pyright: ignore[reportAttributeAccessIssue]
-                file.write(block)
-        if sha256 is not None and file_sha256(Path(temporary)) != sha256:
-            raise ValueError(f"{source}: the shard is not what the manifest says (sha256): write it again")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            with fsspec.open(source, "rb") as remote, temporary.open("wb") as file:
+                shutil.copyfileobj(remote, file, 1 << 22)  # pyright: ignore[reportArgumentType]
+            if sha256 is not None and file_sha256(temporary) != sha256:
+                raise ValueError(f"{source}: the shard is not what the manifest says (sha256): write it again")
     except ImportError as error:
         raise ValueError(f"{source}: {error}; for gs:// install gptjax[gcs]") from error
     except OSError as error:
         raise ValueError(f"{source}: cannot be fetched: {type(error).__name__}: {error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from gptjax.data.loader import EVERYTHING, Share
 from gptjax.data.shuffle import stream
+from gptjax.files import replacing
 from gptjax.types import LmBatch
 
 FORMAT = 1
@@ -45,22 +46,20 @@ def write_shard(path: Path, rows: LmBatch, fields: dict[str, str]) -> dict[str, 
     Returns:
         The shard's entry in the manifest: name, rows, tokens, bytes, sha256.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    writer = ArrayRecordWriter(str(temporary), _OPTIONS)
     arrays = [getattr(rows, f"{name}_BT").astype(dtype) for name, dtype in fields.items()]
-    for number in range(len(rows.tokens_BT)):
-        record = b"".join(array[number].tobytes() for array in arrays)
-        writer.write(record + _crc(record, path.name, number))
-    writer.close()
-    entry = {
+    with replacing(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), _OPTIONS)
+        for number in range(len(rows.tokens_BT)):
+            record = b"".join(array[number].tobytes() for array in arrays)
+            writer.write(record + _crc(record, path.name, number))
+        writer.close()
+    return {
         "name": path.name,
         "rows": len(rows.tokens_BT),
         "tokens": int(np.count_nonzero(rows.segments_BT)),
-        "bytes": temporary.stat().st_size,
-        "sha256": file_sha256(temporary),
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
     }
-    temporary.replace(path)
-    return entry
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:

@@ -4,13 +4,14 @@ import hashlib
 import io
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sentencepiece
+
+from gptjax.files import replacing
 
 ROLES = ("system", "user", "assistant")
 _SPACE_MARK = "\u2581"  # sentencepiece's stand-in for a space inside pieces; real ones in text go through byte pieces
@@ -47,41 +48,10 @@ class Tokenizer:
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise ValueError("the model changes text: it needs byte_fallback, identity normalization, no dummy prefix")
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """The tokenizer stored at `path`.
-
-        Raises:
-            ValueError: the file is no tokenizer that this class can use.
-        """
-        from gptjax.data.byte_tokenizer import MARK, ByteTokenizer
-
-        try:
-            model = Path(path).read_bytes()
-        except FileNotFoundError:
-            raise ValueError(f"{path}: there is no such tokenizer") from None
-        if model == MARK:
-            return ByteTokenizer()
-        try:
-            return cls(model)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        except OSError as error:
-            raise ValueError(f"{path}: the tokenizer cannot be read: {error.strerror}") from None
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to `path`, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-            try:
-                file.write(self._model)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with replacing(Path(path)) as temporary:
+            temporary.write_bytes(self._model)
 
     @property
     def mask_id(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptjax.run.series import number
+from gptjax.run.report.series import number
 
 
 @dataclass(frozen=True, kw_only=True)

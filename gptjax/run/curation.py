@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from gptjax.data.conversations import parse_messages
 from gptjax.data.curate import SPLITS, CurationConfig, fates
 from gptjax.data.sources import read_jsonl, string_field
-from gptjax.run.workdir import write_atomically
+from gptjax.files import replacing, write_atomically
 
 REPORT = "curation.json"
 
@@ -54,24 +53,20 @@ def curate_file(source: Path, folder: Path, config: CurationConfig, *, field: st
 
 def _write_splits(source: Path, folder: Path, config: CurationConfig, field: str, user_field: str) -> Counter[str]:
     """Write the files of the splits, whole or not at all; how many prompts met which fate."""
-    temporary = {split: folder / f"{split}.jsonl.tmp" for split in SPLITS}
     counts: Counter[str] = Counter()
-    try:
-        with contextlib.ExitStack() as stack:
-            files = {split: stack.enter_context(path.open("w", encoding="utf-8")) for split, path in temporary.items()}
-            records, again = itertools.tee(_records(source, field, user_field))
-            found = fates(((user, text) for user, text, _ in again), config)
-            for (_, _, record), fate in zip(records, found, strict=True):
-                counts[fate.split or f"dropped {fate.reason}"] += 1
-                if fate.split:
-                    files[fate.split].write(json.dumps(record, ensure_ascii=False) + "\n")
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for split in SPLITS:
+            temporary = stack.enter_context(replacing(folder / f"{split}.jsonl"))
+            files[split] = stack.enter_context(temporary.open("w", encoding="utf-8"))
+        records, again = itertools.tee(_records(source, field, user_field))
+        found = fates(((user, text) for user, text, _ in again), config)
+        for (_, _, record), fate in zip(records, found, strict=True):
+            counts[fate.split or f"dropped {fate.reason}"] += 1
+            if fate.split:
+                files[fate.split].write(json.dumps(record, ensure_ascii=False) + "\n")
         if not counts:
             raise ValueError(f"{source}: the file holds no lines")
-        for split, path in temporary.items():
-            os.replace(path, folder / f"{split}.jsonl")
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
     return counts
 
 

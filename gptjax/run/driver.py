@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from gptjax.config import to_text
+from gptjax.files import write_atomically
 from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.criteria import checked
 from gptjax.run.experiment import Experiment, Recipe, build_task, check_layout, setup_of, task_kind
@@ -15,11 +16,11 @@ from gptjax.run.goodput import Goodput
 from gptjax.run.hosts import check_same, check_shared, first_says, is_first, on_first
 from gptjax.run.mesh import bytes_per_device, make_mesh
 from gptjax.run.metrics import MetricsLog, NoLog
-from gptjax.run.report import write_report
+from gptjax.run.report.recipe import write_report
 from gptjax.run.retention import Retention
 from gptjax.run.stop import Stop
 from gptjax.run.training import train
-from gptjax.run.workdir import claim, write_atomically
+from gptjax.run.workdir import claim
 
 
 def run(recipe: Recipe, workdir: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.files import replacing
 from gptjax.run.progress import note
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -270,13 +271,8 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Replace the file in one move, so that a kill leaves the old rows or the new ones."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(map(_line, rows))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _comparable(rows: list[dict[str, Any]]) -> dict[tuple[int, int, str], str]:

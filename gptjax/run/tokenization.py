@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.data.heldout import hash_fraction
+from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.packing import Long, pack
 from gptjax.data.shards import FORMAT, MANIFEST, TOKENIZER, file_sha256, fingerprint, layout, write_shard
 from gptjax.data.sources import Document, document_files, read_documents
 from gptjax.data.tokenizer import Tokenizer
+from gptjax.files import write_atomically
 from gptjax.run.progress import Progress
-from gptjax.run.workdir import write_atomically
 
 _SETTINGS = "settings.json"
 _SPLITS = ("train", "heldout")
@@ -71,7 +72,7 @@ def tokenize(corpus: Path, folder: Path, tokenizer: Path, config: TokenizeConfig
     """
     if processes < 1:
         raise ValueError(f"--processes must be at least 1, got {processes}")
-    model = Tokenizer.load(tokenizer)
+    model = load_tokenizer(tokenizer)
     _claim(folder, model, config)
     entries: dict[int, dict[str, Any]] = {}
     sizes = {str(file): file.stat().st_size for file in document_files(corpus)}
@@ -175,7 +176,7 @@ _PREPARED: tuple[Path, Tokenizer, TokenizeConfig] | None = None  # of this proce
 
 def _prepare(folder: Path, config: TokenizeConfig) -> None:
     global _PREPARED
-    _PREPARED = folder, Tokenizer.load(folder / TOKENIZER), config
+    _PREPARED = folder, load_tokenizer(folder / TOKENIZER), config
 
 
 def _run(part: Part) -> dict[str, Any]:

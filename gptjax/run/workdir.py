@@ -1,20 +1,18 @@
-"""The folder of a run: whose it is, and files that are whole or absent."""
+"""The folder of a run: whose it is."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gptjax.config import to_text
-
-if TYPE_CHECKING:  # experiments import tasks, and tasks write files
-    from gptjax.run.experiment import Recipe
+from gptjax.files import write_atomically
+from gptjax.run.experiment import Recipe
 
 # what may change between an interrupted run and the call that goes on with it: the losses stay the same
 _MAY_CHANGE = ("mesh.", "save_every", "keep", "faults.", "profile", "optimizer.offload")
 
 
-def claim(recipe: "Recipe", workdir: Path, environment: dict[str, str]) -> None:
+def claim(recipe: Recipe, workdir: Path, environment: dict[str, str]) -> None:
     """Write what a run is into its folder, or see that the folder holds this very run.
 
     Raises:
@@ -33,14 +31,7 @@ def claim(recipe: "Recipe", workdir: Path, environment: dict[str, str]) -> None:
     write_atomically(identity, json.dumps(about, indent=1))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file in one move, so that a kill leaves the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def _check_same(recipe: "Recipe", workdir: Path) -> None:
+def _check_same(recipe: Recipe, workdir: Path) -> None:
     theirs = json.loads((workdir / "recipe.json").read_text(encoding="utf-8"))
     if theirs["stages"] != list(recipe.stages):
         raise ValueError(

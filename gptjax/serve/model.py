@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model
@@ -41,7 +42,7 @@ def load(run: Path, stage: str | None) -> LoadedModel:
     start_jax()
     folder = run / chosen
     config = ModelConfig(**_read(folder / "model.json"))
-    tokenizer = Tokenizer.load(_existing(folder / "tokenizer.model"))
+    tokenizer = load_tokenizer(_existing(folder / "tokenizer.model"))
     _check_tokenizer(folder, tokenizer)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     with jax.set_mesh(mesh):

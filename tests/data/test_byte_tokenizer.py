@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gptjax.data.byte_tokenizer import ByteTokenizer
-from gptjax.data.tokenizer import Tokenizer
+from gptjax.data.load_tokenizer import load_tokenizer
 
 TOKENIZER = ByteTokenizer()
 CONTROLS = [
@@ -37,6 +37,6 @@ def test_half_of_a_surrogate_pair_is_refused():
 
 def test_a_saved_byte_tokenizer_is_loaded_as_one(tmp_path):
     TOKENIZER.save(tmp_path / "tokenizer.model")
-    loaded = Tokenizer.load(tmp_path / "tokenizer.model")
+    loaded = load_tokenizer(tmp_path / "tokenizer.model")
     assert isinstance(loaded, ByteTokenizer)
     assert loaded.fingerprint == TOKENIZER.fingerprint

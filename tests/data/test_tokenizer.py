@@ -8,6 +8,7 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.tokenizer import _TRAINING, Tokenizer, train_tokenizer
 
 CONTROL = ("<|pad|>", "<|bos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|mask|>")
@@ -77,7 +78,7 @@ def test_training_twice_gives_the_same_model_and_saving_keeps_it(tokenizer, tmp_
     again = train_tokenizer(iter(TEXTS), 320)
     assert again.fingerprint == tokenizer.fingerprint
     again.save(tmp_path / "sub" / "t.model")
-    loaded = Tokenizer.load(tmp_path / "sub" / "t.model")
+    loaded = load_tokenizer(tmp_path / "sub" / "t.model")
     assert loaded.fingerprint == tokenizer.fingerprint
     assert loaded.encode("the fox") == tokenizer.encode("the fox")
     assert os.listdir(tmp_path / "sub") == ["t.model"]
@@ -153,7 +154,7 @@ def test_a_file_that_is_no_model_is_named(tmp_path, content):
     path = tmp_path / "bad.model"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"bad\.model: not a sentencepiece model"):
-        Tokenizer.load(path)
+        load_tokenizer(path)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_a_model_without_our_control_tokens_is_refused(tmp_path, options, messag
         sentence_iterator=iter(TEXTS), model_prefix=str(prefix), vocab_size=50, minloglevel=4, **options
     )
     with pytest.raises(ValueError, match=message):
-        Tokenizer.load(f"{prefix}.model")
+        load_tokenizer(f"{prefix}.model")
 
 
 def test_a_model_that_changes_text_is_refused(tmp_path):
@@ -176,14 +177,14 @@ def test_a_model_that_changes_text_is_refused(tmp_path):
         sentence_iterator=iter(TEXTS), model_prefix=str(prefix), vocab_size=57, minloglevel=4, **names
     )
     with pytest.raises(ValueError, match="the model changes text"):
-        Tokenizer.load(f"{prefix}.model")
+        load_tokenizer(f"{prefix}.model")
 
 
 def test_a_tokenizer_without_a_mask_token_serves_everything_but_masking(tmp_path):
     prefix = tmp_path / "older"
     training = _TRAINING | {"control_symbols": list(CONTROL[2:-1]), "vocab_size": 310, "model_prefix": str(prefix)}
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), **training)
-    older = Tokenizer.load(f"{prefix}.model")
+    older = load_tokenizer(f"{prefix}.model")
     assert older.decode(older.encode("the <|mask|> fox")) == "the <|mask|> fox"
     with pytest.raises(ValueError, match=r"no control token <\|mask\|>; train one with train_tokenizer"):
         _ = older.mask_id

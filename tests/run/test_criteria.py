@@ -9,7 +9,7 @@ from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.criteria import Criterion, checked, criteria_sentences
 from gptjax.run.experiment import Experiment
-from gptjax.run.report import write_report
+from gptjax.run.report.recipe import write_report
 from gptjax.run.tasks.lm import LmTask
 
 

@@ -14,7 +14,7 @@ from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.driver import run
 from gptjax.run.experiment import Experiment, Recipe
 from gptjax.run.mesh import MeshConfig, make_mesh
-from gptjax.run.report import write_report
+from gptjax.run.report.recipe import write_report
 from gptjax.run.task import Setup
 from gptjax.run.tasks import mlm
 from gptjax.run.tasks.lm import LmTask

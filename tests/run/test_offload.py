@@ -10,7 +10,7 @@ from stage import tiny, trained
 
 from gptjax.run.experiment import outline_task, setup_of
 from gptjax.run.mesh import make_mesh
-from gptjax.run.plan import plan_experiment
+from gptjax.run.plan.compile import plan_experiment
 from gptjax.run.record import read_record
 from gptjax.tree import fingerprints, named_leaves
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.loader import Share
 from gptjax.data.shards import Shards
-from gptjax.data.tokenizer import Tokenizer, train_tokenizer
+from gptjax.data.tokenizer import train_tokenizer
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.task import Setup
@@ -51,7 +52,7 @@ def test_a_stage_draws_from_the_shards_with_their_tokenizer(made, one_device, tm
     whole = shards.batch_at(5, 4, 7)
     half = rows.draw(5, 4, 7, Share((1,), 2))
     assert half.tokens_BT.tolist() == whole.tokens_BT[2:].tolist()
-    assert Tokenizer.load(stage.folder / "tokenizer.model").fingerprint == rows.tokenizer.fingerprint
+    assert load_tokenizer(stage.folder / "tokenizer.model").fingerprint == rows.tokenizer.fingerprint
     heldout = Shards(made / "rows", "heldout")
     assert rows.heldout.tokens_BT.tolist() == heldout.rows(np.arange(heldout.n_rows)).tokens_BT.tolist()
     assert rows.figures()["packing_rows"] == shards.n_rows

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from gptjax import cli
+from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.shards import Shards
-from gptjax.data.tokenizer import Tokenizer, train_tokenizer
+from gptjax.data.tokenizer import train_tokenizer
 from gptjax.run.tokenization import TokenizeConfig, tokenize
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -65,7 +66,7 @@ def documents(folder, split, tokenizer):
 
 
 def test_every_document_is_in_the_rows_once(corpus, whole):
-    tokenizer = Tokenizer.load(corpus / "tokenizer.model")
+    tokenizer = load_tokenizer(corpus / "tokenizer.model")
     complete, begun = zip(*(documents(whole, split, tokenizer) for split in ("train", "heldout")), strict=True)
     assert sum(begun) == 120
     assert {text for texts in complete for text in texts} <= set(texts())
@@ -82,7 +83,7 @@ def test_every_document_is_in_the_rows_once(corpus, whole):
 def test_dropped_documents_are_counted(corpus, tmp_path):
     config = TokenizeConfig(row_tokens=32, heldout_fraction=0.2, long="drop")
     manifest = tokenize(corpus, tmp_path / "rows", corpus / "tokenizer.model", config)
-    tokenizer = Tokenizer.load(corpus / "tokenizer.model")
+    tokenizer = load_tokenizer(corpus / "tokenizer.model")
     lengths = [len(tokenizer.encode(text)) + 1 for text in texts()]
     dropped = sum(about["dropped_tokens"] for about in manifest["splits"].values())
     assert dropped == sum(length for length in lengths if length > 32)

@@ -14,6 +14,7 @@ from gptjax.data.prompts import prompt_batch
 from gptjax.data.python_questions import Question
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer
+from gptjax.files import replacing
 from gptjax.types import PromptBatch
 
 FEWEST, MOST = 4, 9  # candidates per prompt, as in InstructGPT
@@ -89,9 +90,7 @@ def permuted(comparisons: Sequence[Comparison], seed: int) -> list[Comparison]:
 
 def write_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
     """Write JSON lines that `read_preferences` reads, in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for comparison in comparisons:
             responses = [
                 {"content": response.content, "ended": response.ended} | response.extra
@@ -99,7 +98,6 @@ def write_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
             ]
             line = {"messages": list(comparison.messages), "responses": responses, "ranks": list(comparison.ranks)}
             file.write(json.dumps(line | comparison.extra, ensure_ascii=False) + "\n")
-    temporary.replace(path)
 
 
 def _variants(question: Question, others: Sequence[str], rng: np.random.Generator) -> tuple[int, list[Response]]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from gptjax.data import python_docs
 from gptjax.data.byte_tokenizer import ByteTokenizer
 from gptjax.data.heldout import hash_fraction
+from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.packing import Long, PackingReport, pack
 from gptjax.data.python_source import source_documents
 from gptjax.data.sources import Document, read_documents
@@ -170,7 +171,7 @@ def corpus_tokenizer(config: CorpusConfig, setup: Setup, start_from: str | None,
         return inherited_tokenizer(setup.stage_folder(start_from), setup)
     source = path if path.exists() else config.tokenizer
     if source is not None:
-        tokenizer = Tokenizer.load(source)
+        tokenizer = load_tokenizer(source)
     elif config.byte_tokens:
         tokenizer = ByteTokenizer()
     else:

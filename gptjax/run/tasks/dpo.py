@@ -14,6 +14,7 @@ from gptjax.data.labeler import SimulatedLabeler
 from gptjax.data.loader import batch_at, evaluation_batches, own_rows
 from gptjax.data.pairs import Pairs, pair_ids, preference_batch, with_reference
 from gptjax.data.preferences import Comparison, read_preferences
+from gptjax.files import replacing
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import scalar_model
 from gptjax.run.hosts import first_says, on_first
@@ -167,11 +168,8 @@ def reference_rows(
 
 
 def _write_reference(path: Path, rows: PreferenceBatch, logp_BC: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, ids=np.array(pair_ids(rows)), logp_BC=logp_BC[: len(rows.lengths_BC)])
-    temporary.replace(path)
 
 
 def _comparisons(config: DpoTask, setup: Setup) -> tuple[list[Comparison], list[Comparison]]:

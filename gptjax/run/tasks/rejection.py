@@ -12,6 +12,7 @@ import numpy as np
 from gptjax.data.prompts import prompt_batch
 from gptjax.eval.answers import Answer
 from gptjax.eval.best_of_n import best_of_n_kl
+from gptjax.files import write_atomically
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.run.hosts import first_says, on_first
@@ -21,7 +22,6 @@ from gptjax.run.tasks import sft
 from gptjax.run.tasks.asked import asked_prompts
 from gptjax.run.tasks.judge import Judge
 from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params
-from gptjax.run.workdir import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.loader import Share, batch_at
 from gptjax.data.remote import open_shards, tokenizer_path
 from gptjax.data.tokenizer import Tokenizer
@@ -84,8 +85,8 @@ def shard_rows(folder: str, row_tokens: int, setup: Setup, start_from: str | Non
     made_with = tokenizer_path(folder)
     if start_from is None:
         path = setup.folder / "tokenizer.model"
-        on_first(lambda: Tokenizer.load(made_with).save(path))
-        tokenizer = Tokenizer.load(path)
+        on_first(lambda: load_tokenizer(made_with).save(path))
+        tokenizer = load_tokenizer(path)
     else:
         check_model(setup.stage_folder(start_from), setup.model)
         tokenizer = inherited_tokenizer(setup.stage_folder(start_from), setup)

@@ -13,8 +13,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptjax import dims
+from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer, answers
+from gptjax.files import replacing
 from gptjax.generate.engine import SamplingConfig, generate
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model, scalar_model
@@ -38,13 +40,11 @@ def inherited_tokenizer(folder: Path, setup: Setup) -> Tokenizer:
             return
         if not source.exists():
             raise ValueError(f"no tokenizer in {folder}: has that stage been trained?")
-        own.parent.mkdir(parents=True, exist_ok=True)
-        partial_copy = own.with_suffix(".tmp")
-        shutil.copyfile(source, partial_copy)
-        partial_copy.replace(own)
+        with replacing(own) as temporary:
+            shutil.copyfile(source, temporary)
 
     on_first(copy)
-    return Tokenizer.load(own)
+    return load_tokenizer(own)
 
 
 _HOW = (  # how a model is computed, not what it is

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from gptjax.run.report_charts import Picture
+from gptjax.run.report.charts import Picture
 
 _CSS = """
 body { margin: 0; background: #fafaf8; color: #1c1f24; font: 17px/1.6 system-ui, -apple-system, "Segoe UI", sans-serif }

@@ -15,9 +15,9 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> bool:
 
     start_jax(devices=max(map(_simulated, args.topology)))
     from gptjax.run.load import load_recipe
-    from gptjax.run.plan import plan_experiment, topology_devices
-    from gptjax.run.plan_search import ranked, smallest_change
-    from gptjax.run.plan_words import as_dict, described, ranking
+    from gptjax.run.plan.compile import plan_experiment, topology_devices
+    from gptjax.run.plan.search import ranked, smallest_change
+    from gptjax.run.plan.words import as_dict, described, ranking
     from gptjax.run.progress import status
 
     stages = load_recipe(args.file, overrides).stages

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gptjax.run import hlo
-from gptjax.run.memory_traffic import memory_traffic
+from gptjax.run.plan import hlo
+from gptjax.run.plan.memory_traffic import memory_traffic
 
 # An all-gather in a loop of 5 - 1 = 4 turns; the TPU compiler shows one asynchronous collective (chain 7) in two
 # fusions, a reduce-scatter as a fusion around an all-reduce, and buffers in on-chip memory as S(1).

@@ -14,11 +14,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptjax import dims
-from gptjax.run import hlo
 from gptjax.run.chips import Chip, chip
 from gptjax.run.experiment import Experiment, check_layout, outline_task, setup_of
-from gptjax.run.memory_traffic import memory_traffic
 from gptjax.run.mesh import make_mesh
+from gptjax.run.plan import hlo
+from gptjax.run.plan.memory_traffic import memory_traffic
 from gptjax.run.task import Outline
 
 

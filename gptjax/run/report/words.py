@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from gptjax.run.progress import duration
-from gptjax.run.series import number
+from gptjax.run.report.series import number
 
 Figures: TypeAlias = Mapping[str, Any]  # a stage's evaluation
 Forms: TypeAlias = Mapping[str, str]  # name of a figure -> how it is said

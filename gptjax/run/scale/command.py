@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.run.progress import Progress, note, table
-from gptjax.run.scale_report import Findings, write_scale_report
+from gptjax.run.scale.report import Findings, write_scale_report
 from gptjax.scaling.envelope import envelope
 from gptjax.scaling.fit import FitConfig, fit, residual_trends
 from gptjax.scaling.forms import kaplan_law, offset_power_law, repeated_data

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from gptjax.run.plan import ProgramPlan
-from gptjax.run.plan_search import Choice
+from gptjax.run.plan.compile import ProgramPlan
+from gptjax.run.plan.search import Choice
 
 
 def described(programs: list[ProgramPlan], devices: int, kind: str) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.run.chart_style import BLUE, GREEN, GREY, ORANGE, Picture
-from gptjax.run.chart_style import picture as _picture
-from gptjax.run.chart_style import styled as _styled
-from gptjax.run.series import Rows, course, number, series, smooth
+from gptjax.run.report.chart_style import BLUE, GREEN, GREY, ORANGE, Picture
+from gptjax.run.report.chart_style import picture as _picture
+from gptjax.run.report.chart_style import styled as _styled
+from gptjax.run.report.series import Rows, course, number, series, smooth
 
 _WIDTH = 5.2  # inches; shown at up to 660 CSS pixels, so 9.5 points are 17 pixels there and 9 on a phone
 _RAW_POINTS = 1200  # of a raw curve, which keeps a picture well under 100 kB

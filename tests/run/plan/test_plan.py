@@ -8,12 +8,12 @@ import jax
 import pytest
 
 from gptjax import cli
-from gptjax.run import plan as module
-from gptjax.run import plan_search
 from gptjax.run.chips import CHIPS, Chip, chip
 from gptjax.run.load import load_recipe
 from gptjax.run.mesh import MeshConfig, make_mesh
-from gptjax.run.plan import axes_of, plan_experiment, topology_devices
+from gptjax.run.plan import compile as module
+from gptjax.run.plan import search
+from gptjax.run.plan.compile import axes_of, plan_experiment, topology_devices
 
 TINY = str(Path(__file__).parent / "plan_tiny.py")
 
@@ -199,7 +199,7 @@ def test_between_slices_travels_each_gradient_once():
 @pytest.mark.parametrize(("remat", "in_full"), [("none", 3), ("full", 2), ("offload", 0)])
 def test_every_remedy_is_told_as_options_that_make_it(remat, in_full):
     experiment = tiny("experiment", "--model.remat", remat, "--mesh.fsdp", "4", "--mesh.tensor", "2")
-    found = list(plan_search._remedies(experiment))
+    found = list(search._remedies(experiment))
     assert len(found) >= 4
     for options, changed in found:
         words = options.split()

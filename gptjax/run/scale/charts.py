@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptjax.run.chart_style import BLUE, GREEN, GREY, ORANGE, Picture, picture, styled
+from gptjax.run.report.chart_style import BLUE, GREEN, GREY, ORANGE, Picture, picture, styled
 from gptjax.scaling.bootstrap import log_residuals
 from gptjax.scaling.envelope import envelope
 from gptjax.scaling.fit import Fit

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gptjax.run.series import course, number, series, smooth
+from gptjax.run.report.series import course, number, series, smooth
 
 
 def test_series_takes_the_rows_that_have_a_finite_value():

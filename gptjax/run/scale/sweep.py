@@ -15,10 +15,10 @@ from typing import Any
 
 from gptjax import __version__
 from gptjax.config import to_text
+from gptjax.files import write_atomically
 from gptjax.run.load import load
 from gptjax.run.progress import Progress, note, table
-from gptjax.run.sweep_grid import Sweep, Trunk
-from gptjax.run.workdir import write_atomically
+from gptjax.run.scale.grid import Sweep, Trunk
 from gptjax.scaling.accounting import every_count
 from gptjax.scaling.fit import FitConfig, fit
 from gptjax.scaling.runs import read_runs
@@ -131,7 +131,7 @@ def _train(file: str, trunks: tuple[Trunk, ...], workdir: Path, processes: int) 
 
 
 def _start(file: str, names: list[str], workdir: Path, slot: int, slots: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "gptjax.run.sweep_worker", file, str(workdir), f"{slot}/{slots}", *names]
+    command = [sys.executable, "-m", "gptjax.run.scale.worker", file, str(workdir), f"{slot}/{slots}", *names]
     with (workdir / f"worker_{slot}.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 

@@ -1,4 +1,4 @@
-"""A process that trains trunks of a sweep: `python -m gptjax.run.sweep_worker FILE WORKDIR SLOT/SLOTS TRUNK...`."""
+"""A process that trains trunks of a sweep: `python -m gptjax.run.scale.worker FILE WORKDIR SLOT/SLOTS TRUNK...`."""
 
 import fcntl
 import os
@@ -26,7 +26,7 @@ def main(file: str, workdir: str, slot: str, *names: str) -> None:
 
 def _train(file: str, workdir: Path, name: str, *, wait: bool) -> None:
     from gptjax.run.driver import run
-    from gptjax.run.sweep import load_sweep, unfinished
+    from gptjax.run.scale.sweep import load_sweep, unfinished
 
     trunk = load_sweep(file).trunk(name)
     with (workdir / f"{name}.lock").open("w") as lock:

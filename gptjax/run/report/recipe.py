@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptjax.run import report_charts as charts
-from gptjax.run import report_html as pieces
-from gptjax.run import report_words as words
+from gptjax.files import write_atomically
 from gptjax.run.metrics import read_metrics
 from gptjax.run.progress import duration
-from gptjax.run.report_charts import Picture
-from gptjax.run.series import number
+from gptjax.run.report import charts, words
+from gptjax.run.report import html as pieces
+from gptjax.run.report.charts import Picture
+from gptjax.run.report.series import number
 
 _HOW_TO_READ = (
     "Thin lines are logged values, thick lines running means; where a caption says that something fell or rose, it "
@@ -56,9 +56,8 @@ def write_report(workdir: Path) -> Path:
     configs = [pieces.folded(stage.name, stage.config) for stage in stages if stage.config]
     parts += [pieces.heading("Configs"), *configs] if configs else []
     path = workdir / "report.html"
-    temporary = path.with_name("report.html.tmp")
-    temporary.write_text(pieces.page(f"{recipe.get('name', workdir.name)}: training report", parts), encoding="utf-8")
-    return temporary.replace(path)
+    write_atomically(path, pieces.page(f"{recipe.get('name', workdir.name)}: training report", parts))
+    return path
 
 
 def _recipe(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a compiled program reads from and writes to main memory, from XLA's optimized text."""
 
-from gptjax.run.hlo import Instruction, Program, called, runs, shape_bytes
+from gptjax.run.plan.hlo import Instruction, Program, called, runs, shape_bytes
 
 _IDLE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 _SLICES = {"slice", "dynamic-slice", "gather"}  # of their first operand they read what they give

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gptjax.run.report import write_report
+from gptjax.run.report.recipe import write_report
 
 EVALUATION = {
     "lm": {

@@ -12,13 +12,13 @@ import pytest
 
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
-from gptjax.run import sweep as sweeping
 from gptjax.run.experiment import Experiment
-from gptjax.run.sweep_grid import Sweep, Trunk, isoflop, rate_by_batch, size_by_tokens
+from gptjax.run.scale import sweep as sweeping
+from gptjax.run.scale.grid import Sweep, Trunk, isoflop, rate_by_batch, size_by_tokens
 from gptjax.run.tasks.lm import LmTask
 from gptjax.scaling.accounting import flops_per_token
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MODEL = ModelConfig(vocab_size=256, layers=1, width=16, heads=1, max_length=32, activation="relu2", tied=False)
 
 
@@ -132,7 +132,7 @@ TINY = """
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.experiment import Experiment
-from gptjax.run.sweep_grid import Sweep, Trunk
+from gptjax.run.scale.grid import Sweep, Trunk
 from gptjax.run.tasks.lm import LmTask
 from pathlib import Path
 

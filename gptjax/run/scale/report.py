@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptjax.run import report_html as pieces
-from gptjax.run import scale_charts as charts
-from gptjax.run.scale_charts import Chart
-from gptjax.run.workdir import write_atomically
+from gptjax.files import write_atomically
+from gptjax.run.report import html as pieces
+from gptjax.run.scale import charts
+from gptjax.run.scale.charts import Chart
 from gptjax.scaling.fit import Fit
 from gptjax.scaling.isoflop import Minimum, PowerLaw
 from gptjax.scaling.recommend import Recommendation

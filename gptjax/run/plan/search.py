@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptjax.run.experiment import Experiment
-from gptjax.run.plan import ProgramPlan, plan_experiment
+from gptjax.run.plan.compile import ProgramPlan, plan_experiment
 from gptjax.run.progress import Progress
 
 
