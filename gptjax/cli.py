@@ -15,6 +15,7 @@ from gptjax.run.exits import (
     NumericalFaultError,
     Preempted,
 )
+from gptjax.subcommand import subcommand
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _HOSTS = ("coordinator", "count", "index")
@@ -23,7 +24,7 @@ _EXAMPLES = {
     "run": "gptjax run experiments/chatgpt_mini.py --workdir runs/mini --seed 1",
     "plan": "gptjax plan experiments/llama2_7b.py --topology v5e:16x16",
     "tokenize": "gptjax tokenize texts/ rows/ --tokenizer runs/chatgpt_mini/lm/tokenizer.model --row-tokens 256",
-    "scale": "gptjax scale recommend runs/isoflop_mini/runs.jsonl --flops 1e14",
+    "scale": "gptjax scale sweep experiments/isoflop_mini.py",
     "curate": "gptjax curate prompts.jsonl curated --field prompt --user-field user --json",
     "generate": "gptjax generate runs/chatgpt_mini --prompt 'What does `os.path.join` do?'",
     "chat": "gptjax chat runs/chatgpt_mini --stage sft",
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = _command(commands, "run", _run, "run an experiment or a recipe, or go on with it")
     run.add_argument("file", help="Python file with a function experiment() or recipe(); FILE:NAME for another name")
-    run.add_argument("--workdir", type=Path, help="folder of the run (default: runs/FILE)")
+    run.add_argument("--workdir", type=Path, help="folder of the run (default: runs/ and its name)")
     run.add_argument("--devices", type=int, help="simulate this many devices on the CPU (of each process)")
     hosts = run.add_argument_group(
         "several processes", "found by themselves on Cloud TPU, GKE, SLURM and Open MPI; elsewhere give all three"
@@ -139,14 +140,7 @@ def _add_scale(commands) -> None:
 
 
 def _command(commands, name: str, function, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        epilog=f"example: {_EXAMPLES[name]}" + _MORE.get(name, ""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = subcommand(commands, name, text, _EXAMPLES[name], _MORE.get(name, ""))
     parser.set_defaults(command=function)
     return parser
 

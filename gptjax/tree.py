@@ -77,3 +77,8 @@ def _mixed(word: jax.Array) -> jax.Array:
     word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
     return word ^ (word >> 16)
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

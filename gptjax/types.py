@@ -1,7 +1,6 @@
 """The training state and the batches: frozen pytrees that hold arrays only."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -12,12 +11,13 @@ Metrics: TypeAlias = dict[str, jax.Array]
 _T = TypeVar("_T", bound=type)
 
 
-def _pytree(cls: _T) -> _T:
+def pytree(cls: _T) -> _T:
+    """Make a dataclass a pytree, with every field a child."""
     names = [field.name for field in dataclasses.fields(cls)]
     return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
 
 
-@_pytree
+@pytree
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
     """Everything that a resume needs; every leaf lives on the mesh.
@@ -35,7 +35,7 @@ class TrainState:
     extra: dict[str, Any]
 
 
-@_pytree
+@pytree
 @dataclass(frozen=True, kw_only=True)
 class LmBatch:
     """Rows of one or more packed documents (language modelling) or conversations (supervised fine-tuning).
@@ -53,7 +53,7 @@ class LmBatch:
     weights_BT: Any
 
 
-@_pytree
+@pytree
 @dataclass(frozen=True, kw_only=True)
 class RewardBatch:
     """Prompts with C ranked candidate responses each; all candidates of a prompt are one batch element.
@@ -70,7 +70,7 @@ class RewardBatch:
     margins_BCC: Any = None
 
 
-@_pytree
+@pytree
 @dataclass(frozen=True, kw_only=True)
 class RatingBatch:
     """Prompts with C rated responses each.
@@ -85,7 +85,7 @@ class RatingBatch:
     weights_BC: Any
 
 
-@_pytree
+@pytree
 @dataclass(frozen=True, kw_only=True)
 class PackedCandidates:
     """What a reward step takes: all candidates of a RewardBatch or RatingBatch, several to a row.
@@ -103,7 +103,7 @@ class PackedCandidates:
     judged: RewardBatch | RatingBatch
 
 
-@_pytree
+@pytree
 @dataclass(frozen=True, kw_only=True)
 class PreferenceBatch:
     """Pairs (C = 2) of responses to one prompt, the chosen one first, with what the reference thinks of them.
@@ -121,7 +121,7 @@ class PreferenceBatch:
     logp_ref_BC: Any
 
 
-@_pytree
+@pytree
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
     """Responses before a rollout is made of them, one to each prompt (GRPO: one to each sample of a group, in order).
@@ -137,7 +137,7 @@ class Drawn:
     scores_B: Any = None
 
 
-@_pytree
+@pytree
 @dataclass(frozen=True, kw_only=True)
 class PromptBatch:
     """Prompts to answer, padded on the left so that every response begins in the same column.
@@ -151,7 +151,7 @@ class PromptBatch:
     drawn: Drawn | None = None
 
 
-@_pytree
+@pytree
 @dataclass(frozen=True, kw_only=True)
 class PpoBatch:
     """What a rollout starts from: prompts, and pre-training rows to mix into its updates (PPO-ptx) or None."""
@@ -160,7 +160,7 @@ class PpoBatch:
     pretrain: LmBatch | None = None
 
 
-@_pytree
+@pytree
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """Responses of the policy with all that a PPO update needs; entry r of an array [B, R] belongs to response token r.
@@ -194,7 +194,7 @@ class Rollout:
     version: Any = 0
 
 
-@_pytree
+@pytree
 @dataclass(frozen=True, kw_only=True)
 class GroupRollout:
     """C responses to each of B prompts, a group along C; a minibatch is cut along B, so that no group is broken.
@@ -218,100 +218,3 @@ class GroupRollout:
     advantages_BC: Any
     counted_BC: Any
     ended_BC: Any
-
-
-@_pytree
-@dataclass(frozen=True, kw_only=True)
-class Cache:
-    """Keys and values of the positions seen so far: for each layer one array float[B, K, S, H].
-
-    One array of all layers would be copied layer by layer at every token, and with S before K each product would
-    transpose what it reads.
-    """
-
-    k_BKSH: Any
-    v_BKSH: Any
-
-
-@_pytree
-@dataclass(frozen=True, kw_only=True)
-class RouterSums:
-    """What the routers of a mixture of experts add to a loss, summed over rows, so that microbatches add up.
-
-    loss: f32[], balance and z times their coefficients.  balance, z: f32[], see gptjax.nn.experts.router_losses.
-    These three are means over layers.
-    dropped, choices: i32[], choices of real tokens that found no room, and all of them, over all layers.
-    """
-
-    loss: Any
-    balance: Any
-    z: Any
-    dropped: Any
-    choices: Any
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times as wide (fan-in) and as deep as in muP's base model a parameter is used."""
-
-    width: float
-    depth: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A language model as the steps know it: pure functions, and two trees shaped like its parameters.
-
-    init(key) -> params
-    hidden(params, frozen, tokens_BT, segments_BT, positions_BT, *, causal=True, key=None) -> (h_BTD, RouterSums, or
-    None without experts); a key means dropout
-    unembed(params, frozen, h_BTD, *, decoding=False) -> logits_BTV, at least float32; decoding: T is one position
-    prefill(params, frozen, tokens_BT, segments_BT, positions_BT, *, slots) -> (cache, h_BTD)
-    decode(params, frozen, cache, token_BT, segments_BS, positions_BT, index) -> (cache, h_BTD), T = 1
-    gather(params) -> params in the compute dtype and gathered over `fsdp`, for many decoding steps
-    gather_unembedding(params) -> params for `unembed`, rounded to the compute dtype, gathered over `fsdp`, but in their
-    own dtype: over the pieces of a loss their gradient adds up in it, and crosses the network once
-    roles: matrix, bias, norm or embedding for each parameter.  letters: its dimensions (see gptjax.dims).
-    ratios: a Ratio for each parameter under muP, else None.
-    """
-
-    init: Callable[..., Params]
-    hidden: Callable[..., tuple[jax.Array, RouterSums | None]]
-    unembed: Callable[..., jax.Array]
-    prefill: Callable[..., Any]
-    decode: Callable[..., Any]
-    gather: Callable[[Params], Params]
-    gather_unembedding: Callable[[Params], Params] = lambda params: params
-    roles: Params
-    letters: Params
-    ratios: Params = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScalarModel:
-    """A model with one number per position: the reward model and the value model.
-
-    init(key) -> params
-    values(params, frozen, tokens_BT, segments_BT, positions_BT, *, key=None) -> (f32[B, T], RouterSums or None)
-    """
-
-    init: Callable[..., Params]
-    values: Callable[..., tuple[jax.Array, RouterSums | None]]
-    roles: Params
-    letters: Params
-    ratios: Params = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueHead:
-    """One number per position from another model's hidden states: a value model that shares the policy's trunk.
-
-    init(key) -> params
-    values(params, h_BTD) -> f32[B, T]
-    """
-
-    init: Callable[..., Params]
-    values: Callable[..., jax.Array]
-    roles: Params
-    letters: Params
-    ratios: Params = None

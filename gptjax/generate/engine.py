@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec, reshard
 
 from gptjax import dims
+from gptjax.model_types import Cache, Model
 from gptjax.nn.sampling import sample, token_log_probability
-from gptjax.types import Cache, Model, Params, PromptBatch
+from gptjax.types import Params, PromptBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +158,12 @@ def _generated(
         logits_BV = next_logits(model, params, frozen, h_BTD)
         drawn_B = _sampled(logits_BV, jax.random.fold_in(key, r), sampling)
         token_B = jnp.where(alive_B, drawn_B, 0)
-        tokens_BR = jax.lax.dynamic_update_slice_in_dim(tokens_BR, token_B[:, None], r, axis=1)
-        mask_BR = jax.lax.dynamic_update_slice_in_dim(mask_BR, alive_B[:, None], r, axis=1)
+        tokens_BR, mask_BR = _with_column(tokens_BR, token_B, r), _with_column(mask_BR, alive_B, r)
         if logp_BR is not None:
             logp_B = token_log_probability(logits_BV, drawn_B, temperature=sampling.temperature)
-            logp_BR = jax.lax.dynamic_update_slice_in_dim(logp_BR, logp_B[:, None], r, axis=1)
+            logp_BR = _with_column(logp_BR, logp_B, r)
         slot = columns + r
-        segments_BS = jax.lax.dynamic_update_slice_in_dim(segments_BS, alive_B[:, None].astype(jnp.int32), slot, axis=1)
+        segments_BS = _with_column(segments_BS, alive_B.astype(jnp.int32), slot)
         position_BT = (lengths_B + r)[:, None]
         cache, h_BTD = model.decode(params, frozen, cache, token_B[:, None], segments_BS, position_BT, slot)
         return r + 1, cache, h_BTD, alive_B & (token_B != end_id), tokens_BR, mask_BR, logp_BR, segments_BS
@@ -183,6 +183,10 @@ def _generated(
     )
     _, _, _, _, tokens_BR, mask_BR, logp_BR, _ = jax.lax.while_loop(unfinished, body, start)
     return tokens_BR, mask_BR, logp_BR
+
+
+def _with_column(x_BS: jax.Array, column_B: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(x_BS, column_B[:, None], index, axis=1)
 
 
 def _taken(

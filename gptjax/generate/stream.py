@@ -8,7 +8,8 @@ import numpy as np
 
 from gptjax import dims
 from gptjax.generate.engine import SamplingConfig, drawn, prefilled
-from gptjax.types import Cache, Model, Params, PromptBatch
+from gptjax.model_types import Cache, Model
+from gptjax.types import Params, PromptBatch
 
 _FEWEST_COLUMNS = 16
 

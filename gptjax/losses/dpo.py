@@ -51,13 +51,7 @@ def dpo_loss(
     if lengths_BC is not None:
         ratio_BC = ratio_BC / jnp.maximum(lengths_BC, 1)
     h_B = ratio_BC[:, 0] - ratio_BC[:, 1]
-    right_B, wrong_B = -jax.nn.log_sigmoid(beta * h_B), -jax.nn.log_sigmoid(-beta * h_B)
-    if kind == "ipo":
-        loss_B = jnp.square(h_B - 1.0 / (2.0 * beta))
-    elif kind == "robust":
-        loss_B = ((1.0 - label_smoothing) * right_B - label_smoothing * wrong_B) / (1.0 - 2.0 * label_smoothing)
-    else:
-        loss_B = (1.0 - label_smoothing) * right_B + label_smoothing * wrong_B
+    loss_B = _pair_losses(h_B, beta, kind, label_smoothing)
     rounding_B = 4.0 * jnp.finfo(h_B.dtype).eps * jnp.sum(jnp.abs(logp_BC) + jnp.abs(logp_ref_BC), axis=1)
     tie_B = jnp.abs(h_B) <= rounding_B
     per_pair = {
@@ -71,6 +65,15 @@ def dpo_loss(
     }
     aux = {name: jnp.sum(jnp.where(mask_B, x_B, 0)) for name, x_B in per_pair.items()}
     return jnp.sum(jnp.where(mask_B, loss_B, 0.0)), jnp.sum(mask_B), aux
+
+
+def _pair_losses(h_B: jax.Array, beta: float, kind: DpoKind, label_smoothing: float) -> jax.Array:
+    if kind == "ipo":
+        return jnp.square(h_B - 1.0 / (2.0 * beta))
+    right_B, wrong_B = -jax.nn.log_sigmoid(beta * h_B), -jax.nn.log_sigmoid(-beta * h_B)
+    if kind == "robust":
+        return ((1.0 - label_smoothing) * right_B - label_smoothing * wrong_B) / (1.0 - 2.0 * label_smoothing)
+    return (1.0 - label_smoothing) * right_B + label_smoothing * wrong_B
 
 
 def check_dpo(beta: float, kind: DpoKind, label_smoothing: float) -> None:

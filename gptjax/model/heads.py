@@ -7,7 +7,7 @@ from flax import nnx
 from gptjax.model.config import ModelConfig
 from gptjax.model.parameters import declare, use
 from gptjax.model.transformer import Transformer
-from gptjax.types import RouterSums
+from gptjax.model_types import RouterSums
 
 
 class ScalarTransformer(nnx.Module):

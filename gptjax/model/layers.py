@@ -11,6 +11,7 @@ from gptjax import dims
 from gptjax.model.config import ModelConfig
 from gptjax.model.moe import Moe
 from gptjax.model.parameters import declare, use
+from gptjax.model_types import RouterSums
 from gptjax.nn.attention import attention
 from gptjax.nn.context import ring_attention
 from gptjax.nn.experts import activated
@@ -18,7 +19,6 @@ from gptjax.nn.gather import PARTIAL_ROWS, gathered, gathered_rows, scattered_ro
 from gptjax.nn.norm import layer_norm, rms_norm
 from gptjax.nn.product import product
 from gptjax.nn.rope import rotate
-from gptjax.types import RouterSums
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec, reshard
 from gptjax import dims
 from gptjax.model.config import ModelConfig
 from gptjax.model.parameters import declare, use
+from gptjax.model_types import RouterSums
 from gptjax.nn.experts import Expert, chosen_experts, mixture, router_losses
-from gptjax.types import RouterSums
 
 
 class Moe(nnx.Module):

@@ -14,8 +14,9 @@ from gptjax import dims
 from gptjax.model.config import ModelConfig
 from gptjax.model.heads import ScalarTransformer, ValueHeadLayer
 from gptjax.model.transformer import Transformer
+from gptjax.model_types import Model, Ratio, ScalarModel, ValueHead
 from gptjax.nn.gather import gathered
-from gptjax.types import Model, Params, Ratio, ScalarModel, ValueHead
+from gptjax.types import Params
 
 
 def language_model(config: ModelConfig) -> Model:

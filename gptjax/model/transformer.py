@@ -13,10 +13,10 @@ from gptjax import dims
 from gptjax.model.config import ModelConfig
 from gptjax.model.layers import Block, Norm, dropout
 from gptjax.model.parameters import declare, use
+from gptjax.model_types import Cache, RouterSums
 from gptjax.nn import product
 from gptjax.nn.embedding import lookup, unembed
 from gptjax.nn.kernels import SAVED
-from gptjax.types import Cache, RouterSums
 
 _BLOCK_INPUT = "block_input"
 _NAMED_PRODUCTS = jax.checkpoint_policies.save_only_these_names(product.SAVED)

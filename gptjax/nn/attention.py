@@ -4,6 +4,9 @@ Kernels see the local block of each device (they run under `shard_map`): queries
 heads against all S keys of the same rows.
 """
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -127,20 +130,9 @@ def attention(
         fused = splash(length, keys, heads, causal=causal, window=window, soft_cap=soft_cap, shards=shards)
         fused_spec = splash_spec(fused)
         fused = jax.tree.map(jax.sharding.reshard, fused, fused_spec)
-
-    def local(fused, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, kv_segments_BS, q_offset):
-        if fused is not None:
-            return splash_local(fused, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, kv_segments_BS, scale=scale)
-        if not decoding:
-            q_offset = q_offset + jax.lax.axis_index("context") * q_BTNH.shape[1]
-        mask_BTS = attention_mask(q_segments_BT, kv_segments_BS, q_offset, causal=causal, window=window)
-        if kernel == "cudnn":
-            return cudnn_kernel(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale)
-        return reference_kernel(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale, soft_cap=soft_cap)
-
-    q_spec = dims.act_spec("BTNH", decoding=decoding)
-    kv_spec = dims.act_spec("BSKH")
-    segment_spec = dims.act_spec("BS")
+    about = {"causal": causal, "window": window, "soft_cap": soft_cap, "scale": scale}
+    local = partial(_local, kernel=kernel, spread=not decoding, **about)
+    q_spec, kv_spec, segment_spec = dims.act_spec("BTNH", decoding=decoding), dims.act_spec("BSKH"), dims.act_spec("BS")
     row_specs = (q_spec, kv_spec, kv_spec, dims.act_spec("BT", decoding=decoding), segment_spec, PartitionSpec())
     return jax.shard_map(
         local,
@@ -156,3 +148,30 @@ def attention(
         jax.sharding.reshard(kv_segments_BS, segment_spec),
         jnp.asarray(q_offset, jnp.int32),
     )
+
+
+def _local(
+    fused: Any,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    q_segments_BT: jax.Array,
+    kv_segments_BS: jax.Array,
+    q_offset: jax.Array,
+    *,
+    kernel: str,
+    spread: bool,
+    causal: bool,
+    window: int | None,
+    soft_cap: float | None,
+    scale: float,
+) -> jax.Array:
+    """Attention of one device's queries; spread: they are a piece of those along `context`."""
+    if fused is not None:
+        return splash_local(fused, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, kv_segments_BS, scale=scale)
+    if spread:
+        q_offset = q_offset + jax.lax.axis_index("context") * q_BTNH.shape[1]
+    mask_BTS = attention_mask(q_segments_BT, kv_segments_BS, q_offset, causal=causal, window=window)
+    if kernel == "cudnn":
+        return cudnn_kernel(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale)
+    return reference_kernel(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale, soft_cap=soft_cap)

@@ -82,7 +82,7 @@ def optimizer(
         steps: updates in the run; the schedule ends there.
         roles: matrix, bias, norm or embedding for each parameter.
         letters: dimensions of each parameter (see gptjax.dims).
-        ratios: of each parameter to muP's base model (gptjax.types.Ratio); None: the standard parametrization.
+        ratios: of each parameter to muP's base model (gptjax.model_types.Ratio); None: the standard parametrization.
 
     Raises:
         ValueError: muon under muP, for whose updates no rule is implemented.

@@ -1,7 +1,6 @@
-"""Save, restore, verify, fall back, keep: the only file that knows Orbax.
+"""The checkpoints of a run: save, go on from, fall back, keep.
 
-A checkpoint has two parts: `model` (params, extra), which other runs start from, and `training` (everything else). Its
-record says what was in them, bit for bit: Orbax itself loads flipped bits without a word.
+A checkpoint has two parts: `model` (params, extra), which other runs start from, and `training` (everything else).
 """
 
 import contextlib
@@ -11,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 from orbax.checkpoint import v1 as ocp
 
 from gptjax.run.hosts import first_says, on_first
 from gptjax.run.progress import note
-from gptjax.run.record import DamagedError, check_layout, check_parts, first_line, place_of, read_record, sealed_record
+from gptjax.run.record import DamagedError, first_line, read_record, sealed_record
+from gptjax.run.restore import verified
 from gptjax.run.retention import Retention
 from gptjax.tree import fingerprints
 from gptjax.types import TrainState
@@ -240,7 +239,7 @@ class Checkpoints:
         """The parts, verified, and what was said about them."""
         if step in self._unseen:
             raise DamagedError(self._unseen[step])
-        return _verified(self.folder / str(step), wanted)
+        return verified(self.folder / str(step), wanted)
 
     def _set_aside(self, step: int, why: str) -> str:
         """Rename a checkpoint so that Orbax does not see it; returns the new name."""
@@ -254,55 +253,6 @@ class Checkpoints:
         """Wait for the save under way and release threads."""
         self._settle()
         self._checkpointer.close()
-
-
-def load_model(folder: Path, abstract_model: Any) -> dict[str, Any]:
-    """What is asked for of `params` and `extra` in the newest checkpoint of a stage's folder, in the given layout.
-
-    Args:
-        folder: the stage's folder (with `checkpoints` in it).
-        abstract_model: {"params", "extra"}, or any part of that tree, of jax.ShapeDtypeStruct with shardings.
-
-    Raises:
-        ValueError: no checkpoint there, or it is damaged, of another model, or lacks an array that was asked for.
-    """
-    place = folder / "checkpoints"
-    steps = [int(path.name) for path in place.glob("*") if path.name.isdigit()]
-    if not steps:
-        raise ValueError(f"no checkpoint in {place}: has that stage been trained?")
-    step, context = max(steps), ocp.Context()
-    context.pytree.loading.partial_load = True
-    try:
-        with context:
-            parts, _ = _verified((place / str(step)).absolute(), {"model": abstract_model}, partly=True)
-    except DamagedError as error:
-        raise ValueError(
-            f"the newest checkpoint in {place}, of step {step}, is damaged ({error}); nothing was deleted: restore it "
-            f"from a copy, or move result.json out of {folder} and run its recipe again to repeat the end of that stage"
-        ) from error
-    return parts["model"]
-
-
-def _verified(path: Path, wanted: dict[str, Any], *, partly: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parts of a checkpoint that are wanted, and what was said about it.
-
-    Raises:
-        DamagedError: a file cannot be read, or an array is not bit for bit what was saved; it says which.
-        ValueError: the checkpoint is of another model, or from a newer version of gptjax.
-    """
-    record = read_record(path)
-    check_layout(record["fingerprints"], wanted, path, partly=partly)
-    check_parts(path, list(wanted))
-    parts: dict[str, Any] = {}
-    try:
-        for name in wanted:  # one by one: when one fails, Orbax forgets to await the others, and Python warns
-            parts |= ocp.load_checkpointables(str(path), {name: wanted[name]})
-    except Exception as error:  # Orbax raises whatever the broken file provokes
-        raise DamagedError(place_of(error, path)) from error
-    for name, mark in fingerprints(parts).items():
-        if mark != record["fingerprints"].get(name):
-            raise DamagedError(f"{name} is not what was saved: {mark}, not {record['fingerprints'].get(name)}")
-    return parts, record["about"]
 
 
 class _Preserved:
@@ -321,8 +271,3 @@ class _Preserved:
             return read_record(self._folder / str(step))["score"]
         except (DamagedError, ValueError):
             return None
-
-
-def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

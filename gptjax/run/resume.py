@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 
-from gptjax.run.checkpoint import Checkpoints, abstract
+from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.experiment import Experiment
 from gptjax.run.hosts import on_first
 from gptjax.run.metrics import MetricsLog, NoLog, read_metrics
 from gptjax.run.task import Task
+from gptjax.tree import abstract
 from gptjax.types import TrainState
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gptjax.optim.optimizer import learning_rate
-from gptjax.run.checkpoint import Checkpoints, abstract
+from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.chips import peak_flops
 from gptjax.run.exits import NumericalFaultError, Preempted
 from gptjax.run.experiment import Experiment
@@ -18,13 +18,15 @@ from gptjax.run.faults import LossWatch, repeated
 from gptjax.run.goodput import Goodput
 from gptjax.run.hosts import first_says, is_first, on_first
 from gptjax.run.mesh import put
-from gptjax.run.metrics import Meter, MetricsLog, NoLog
+from gptjax.run.meter import Meter
+from gptjax.run.metrics import MetricsLog, NoLog
 from gptjax.run.profile import StepProfile
 from gptjax.run.progress import Progress, note, status
 from gptjax.run.resume import logged_rows, restored
 from gptjax.run.stop import Stop
 from gptjax.run.task import Task
 from gptjax.run.watchdog import Watchdog
+from gptjax.tree import abstract
 from gptjax.types import TrainState
 
 

@@ -11,10 +11,11 @@ from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model
+from gptjax.model_types import Model
 from gptjax.run.mesh import MeshConfig, make_mesh
 from gptjax.run.start import start_jax
 from gptjax.run.tasks.upstream import load_policy
-from gptjax.types import Model, Params
+from gptjax.types import Params
 
 _TALKS = ("lm", "sft", "ppo", "dpo", "grpo", "rejection")
 

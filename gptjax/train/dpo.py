@@ -10,10 +10,11 @@ import optax
 from gptjax import dims
 from gptjax.losses.cross_entropy import row_logp
 from gptjax.losses.dpo import DpoKind, check_dpo, dpo_loss
+from gptjax.model_types import Model, RouterSums
 from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance
-from gptjax.types import Metrics, Model, Params, PreferenceBatch, RouterSums, TrainState
+from gptjax.types import Metrics, Params, PreferenceBatch, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)

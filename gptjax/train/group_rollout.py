@@ -10,10 +10,11 @@ from gptjax import dims
 from gptjax.generate.engine import SamplingConfig
 from gptjax.losses.groups import group_advantages, leave_one_out_advantages
 from gptjax.losses.policy import kl_estimates
+from gptjax.model_types import Model, ScalarModel
 from gptjax.train.grpo import GrpoConfig, RlooLoss
 from gptjax.train.response import response_logp
 from gptjax.train.rollout import answer_scores, draw, full_rows
-from gptjax.types import GroupRollout, Model, PromptBatch, ScalarModel, TrainState
+from gptjax.types import GroupRollout, PromptBatch, TrainState
 
 
 def collect_groups(

@@ -12,11 +12,12 @@ from gptjax import dims
 from gptjax.choices import check_choices
 from gptjax.losses.groups import Aggregation, aggregated, clipped_surrogate, constant_groups, kl_token_loss
 from gptjax.losses.policy import kl_estimates, masked_sum
+from gptjax.model_types import Model
 from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.response import response_logp
 from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance
-from gptjax.types import GroupRollout, Metrics, Model, Params, TrainState
+from gptjax.types import GroupRollout, Metrics, Params, TrainState
 
 
 def _check_clips(clip_low: float, clip_high: float) -> None:

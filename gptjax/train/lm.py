@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.losses.cross_entropy import chunked_nll
+from gptjax.model_types import Model
 from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance, step_key
-from gptjax.types import LmBatch, Metrics, Model, TrainState
+from gptjax.types import LmBatch, Metrics, TrainState
 
 
 def lm_step(

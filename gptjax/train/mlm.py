@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.losses.cross_entropy import NllSums, chunked_nll
+from gptjax.model_types import Model, RouterSums
 from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance, step_key
-from gptjax.types import LmBatch, Metrics, Model, Params, RouterSums, TrainState
+from gptjax.types import LmBatch, Metrics, Params, TrainState
 
 
 def mlm_step(

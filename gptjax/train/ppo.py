@@ -19,12 +19,13 @@ from gptjax.losses.policy import (
     masked_sum,
 )
 from gptjax.losses.returns import gae, whitened
+from gptjax.model_types import Model, ScalarModel, ValueHead
 from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.response import hidden_logp, response_hidden, response_values
 from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance, chosen
-from gptjax.types import LmBatch, Metrics, Model, Params, Rollout, ScalarModel, TrainState, ValueHead
+from gptjax.types import LmBatch, Metrics, Params, Rollout, TrainState
 
 
 def initial_extra(config: PpoConfig, policy_params: Params) -> dict[str, Any]:
@@ -73,6 +74,33 @@ def ppo_step(
     """
     batch, pretrain = minibatch(state, rollout, config)
     batch = _with_advantages(batch, config)
+    grads, loss, metrics = _gradients(state, batch, policy, scalar, head, config, microbatches)
+    if pretrain is not None:
+        grads, ptx_metrics = _with_pretraining(grads, state, pretrain, policy, config, microbatches)
+        metrics |= ptx_metrics
+    kl = masked_sum(rollout.logp_old_BR - rollout.logp_ref_BR, rollout.mask_BR) / _scored_rows(rollout)
+    stale = state.step // config.updates - rollout.version > config.max_lag
+    stopped = _stopped(state, metrics["ppo/approx_kl_k3_nats"], config)
+    wanted, coefficient = ~(stale | stopped), _next_coefficient(state, kl, config)
+    after, figures = advance(
+        state, grads, optimizer, loss=loss, wanted=wanted, kl_coefficient=coefficient, stopped=stopped
+    )
+    made = wanted & (figures["optim/updates_skipped"] == 0)
+    metrics |= _rollout_metrics(rollout, kl, state.extra["kl_coefficient"]) | figures
+    metrics |= {"ppo/updates": made.astype(jnp.int32), "ppo/stale": stale.astype(jnp.int32)}
+    return _counted(made, after, state, config), metrics
+
+
+def _gradients(
+    state: TrainState,
+    batch: Rollout,
+    policy: Model,
+    scalar: ScalarModel,
+    head: ValueHead | None,
+    config: PpoConfig,
+    microbatches: int,
+) -> tuple[Params, jax.Array, Metrics]:
+    """(gradients of policy and value, loss, figures) of a minibatch."""
     rows, count = batch.mask_BR.shape[0], jnp.maximum(jnp.sum(batch.mask_BR), 1)
 
     def share(params, batch, number):
@@ -94,25 +122,16 @@ def ppo_step(
     grads, (aux, routers) = accumulated(share, state.params, batch, microbatches)
     sums = totals(aux)
     loss = (sums["policy_loss"] + config.value_coefficient * sums["value_loss"]) / count
-    metrics = _update_metrics(sums, batch, count) | router_metrics(totals(routers), rows)
-    metrics |= {
-        "optim/grad_norm_policy": optax.tree.norm(grads["policy"]),
-        "optim/grad_norm_value": optax.tree.norm(grads["value"]),
-    }
-    if pretrain is not None:
-        grads, ptx_metrics = _with_pretraining(grads, state, pretrain, policy, config, microbatches)
-        metrics |= ptx_metrics
-    kl = masked_sum(rollout.logp_old_BR - rollout.logp_ref_BR, rollout.mask_BR) / _scored_rows(rollout)
-    stale = state.step // config.updates - rollout.version > config.max_lag
-    stopped = _stopped(state, metrics["ppo/approx_kl_k3_nats"], config)
-    wanted, coefficient = ~(stale | stopped), _next_coefficient(state, kl, config)
-    after, figures = advance(
-        state, grads, optimizer, loss=loss, wanted=wanted, kl_coefficient=coefficient, stopped=stopped
+    return (
+        grads,
+        loss,
+        _update_metrics(sums, batch, count)
+        | router_metrics(totals(routers), rows)
+        | {
+            "optim/grad_norm_policy": optax.tree.norm(grads["policy"]),
+            "optim/grad_norm_value": optax.tree.norm(grads["value"]),
+        },
     )
-    made = wanted & (figures["optim/updates_skipped"] == 0)
-    metrics |= _rollout_metrics(rollout, kl, state.extra["kl_coefficient"]) | figures
-    metrics |= {"ppo/updates": made.astype(jnp.int32), "ppo/stale": stale.astype(jnp.int32)}
-    return _counted(made, after, state, config), metrics
 
 
 def minibatch(state: TrainState, rollout: Rollout, config: PpoConfig) -> tuple[Rollout, LmBatch | None]:

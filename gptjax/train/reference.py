@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.memory import check_pinned_host, on_device, on_host
-from gptjax.types import Model, Params
+from gptjax.model_types import Model
+from gptjax.types import Params
 
 Holding = Literal["copy", "bfloat16", "host"]
 

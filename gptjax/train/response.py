@@ -7,7 +7,8 @@ from jax.sharding import reshard
 
 from gptjax import dims
 from gptjax.losses.cross_entropy import token_logp
-from gptjax.types import Model, Params, RouterSums, ScalarModel
+from gptjax.model_types import Model, RouterSums, ScalarModel
+from gptjax.types import Params
 
 
 def before_response(x: jax.Array, letters: str, responses: int) -> jax.Array:

@@ -13,19 +13,11 @@ from gptjax import dims
 from gptjax.choices import check_choices
 from gptjax.losses.preference import choice_loss, gap_margins, ranking_loss
 from gptjax.losses.rating import rating_loss
+from gptjax.model_types import RouterSums, ScalarModel
 from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance
-from gptjax.types import (
-    Metrics,
-    PackedCandidates,
-    Params,
-    RatingBatch,
-    RewardBatch,
-    RouterSums,
-    ScalarModel,
-    TrainState,
-)
+from gptjax.types import Metrics, PackedCandidates, Params, RatingBatch, RewardBatch, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,12 @@ from jax.sharding import reshard
 from gptjax import dims
 from gptjax.generate.engine import SamplingConfig, generate_with_logp, prompt_layout
 from gptjax.losses.returns import gae, kl_shaped_rewards, whitened
+from gptjax.model_types import Model, ScalarModel, ValueHead
 from gptjax.train.normalise import normalised
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.reference import reference_params
 from gptjax.train.response import hidden_logp, response_hidden, response_logp, response_values
-from gptjax.types import Drawn, Model, Params, PpoBatch, PromptBatch, Rollout, ScalarModel, TrainState, ValueHead
+from gptjax.types import Drawn, Params, PpoBatch, PromptBatch, Rollout, TrainState
 
 
 def collect(
@@ -56,14 +57,11 @@ def collect(
     scores_B = finished_scores(answer_scores(drawn, scalar, frozen_models, state.frozen, rows), ended_B, config)
     scored_B = jnp.isfinite(scores_B)
     mask_BR &= scored_B[:, None]
-    logp_old_BR, values_BR = _old_outputs(state, rows, tokens_BR.shape[1], policy, scalar, head, config)
-    logp_ref_BR, _, _ = response_logp(
-        policy,
-        params=reference_params(frozen_models["reference"], state.params["policy"]),
-        frozen=state.frozen,
-        rows=rows,
-        responses=tokens_BR.shape[1],
-        temperature=config.temperature,
+    responses = tokens_BR.shape[1]
+    logp_old_BR, values_BR = _old_outputs(state, rows, responses, policy, scalar, head, config)
+    reference = reference_params(frozen_models["reference"], state.params["policy"])
+    logp_ref_BR, *_ = response_logp(
+        policy, params=reference, frozen=state.frozen, rows=rows, responses=responses, temperature=config.temperature
     )
     values_BR = jnp.where(mask_BR, values_BR, 0.0)
     scores_B = _clipped(jnp.where(scored_B, scores_B, 0.0), config)

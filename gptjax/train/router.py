@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from gptjax.types import Metrics, RouterSums
+from gptjax.model_types import RouterSums
+from gptjax.types import Metrics
 
 
 def router_loss(router: RouterSums | None, rows: int) -> jax.Array | float:

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.run.checkpoint import Checkpoints, abstract
+from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.experiment import build_task, setup_of
 from gptjax.run.load import load_recipe
 from gptjax.run.mesh import MeshConfig, make_mesh
-from gptjax.tree import fingerprints
+from gptjax.tree import abstract, fingerprints
 
 RECIPE = Path(__file__).parent / "tiny.py"
 STAGES = ("lm", "sft", "reward", "ppo")

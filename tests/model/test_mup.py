@@ -11,10 +11,11 @@ from jax.sharding import NamedSharding
 from gptjax import dims
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model
+from gptjax.model_types import Ratio
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.train.lm import lm_step
 from gptjax.train.update import initial_state
-from gptjax.types import LmBatch, Ratio
+from gptjax.types import LmBatch
 
 BASE = ModelConfig(vocab_size=32, layers=2, width=32, heads=2, max_length=16, activation="relu2", tied=False, unroll=2)
 

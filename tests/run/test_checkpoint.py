@@ -15,10 +15,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gptjax.dims import MESH_AXES
 from gptjax.run import checkpoint, record
-from gptjax.run.checkpoint import Checkpoints, NoReadableCheckpointError, SaveError, abstract, load_model
+from gptjax.run.checkpoint import Checkpoints, NoReadableCheckpointError, SaveError
 from gptjax.run.mesh import MeshConfig, make_mesh
+from gptjax.run.restore import load_model
 from gptjax.run.retention import Retention
 from gptjax.train.update import initial_state
+from gptjax.tree import abstract
 
 # Orbax leaves coroutines unawaited when a file is damaged
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

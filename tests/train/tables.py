@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gptjax.types import Cache, Model, ScalarModel, ValueHead
+from gptjax.model_types import Cache, Model, ScalarModel, ValueHead
 
 
 def bigram(vocabulary: int = 4) -> Model:

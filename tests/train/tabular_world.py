@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax import dims
-from gptjax.types import Cache, Model, PpoBatch, PreferenceBatch, PromptBatch, ScalarModel
+from gptjax.model_types import Cache, Model, ScalarModel
+from gptjax.types import PpoBatch, PreferenceBatch, PromptBatch
 
 END, PROMPTS, LONGEST = 3, 4, 3
 PREFIXES = [p for length in range(LONGEST + 1) for p in itertools.product(range(3), repeat=length)]  # 1 + 3 + 9 + 27

@@ -11,10 +11,11 @@ from gptjax import dims
 from gptjax.generate.engine import SamplingConfig, drawn, generate, generate_with_logp, prefilled
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model
+from gptjax.model_types import ScalarModel
 from gptjax.run.mesh import MeshConfig, make_mesh, put
 from gptjax.train.response import before_response, response_logp
 from gptjax.train.rollout import full_rows, last_score
-from gptjax.types import PromptBatch, ScalarModel
+from gptjax.types import PromptBatch
 
 TEMPERATURE, END, RESPONSES = 0.7, 1, 5
 SIZES = ModelConfig(vocab_size=12, layers=1, width=8, heads=2, max_length=32, positions="learned")

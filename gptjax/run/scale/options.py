@@ -3,27 +3,29 @@
 import argparse
 from pathlib import Path
 
+from gptjax.subcommand import subcommand
+
 _EXAMPLES = {
-    "fit": "gptjax scale fit runs/isoflop_mini/runs.jsonl --report runs/isoflop_mini/fit",
-    "sweep": "gptjax scale sweep experiments/isoflop_mini.py --workdir runs/isoflop_mini",
-    "recommend": "gptjax scale recommend runs/isoflop_mini/runs.jsonl --flops 1e14",
-    "validate": "gptjax scale validate runs/isoflop_mini/runs.jsonl --holdout 1",
+    "fit": "gptjax scale fit runs/isoflop_quick/runs.jsonl --report runs/isoflop_quick/fit",
+    "sweep": "gptjax scale sweep experiments/isoflop_mini.py",
+    "recommend": "gptjax scale recommend runs/isoflop_quick/runs.jsonl --flops 1e13 --vocab-size 256 --head-width 16",
+    "validate": "gptjax scale validate runs/isoflop_quick/runs.jsonl",
 }
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Add fit, sweep, recommend and validate to the parser of `gptjax scale`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="scale")
-    fit = _command(commands, "fit", "fit scaling laws to a table of runs")
+    fit = subcommand(commands, "fit", "fit scaling laws to a table of runs")
     _table_options(fit)
-    sweep = _command(commands, "sweep", "train a grid of models, or go on with it")
+    sweep = subcommand(commands, "sweep", "train a grid of models, or go on with it")
     sweep.add_argument("file", help="Python file with a function sweep(); FILE:NAME for another name")
-    sweep.add_argument("--workdir", type=Path, help="folder of the sweep (default: runs/FILE)")
+    sweep.add_argument("--workdir", type=Path, help="folder of the sweep (default: runs/ and its name)")
     sweep.add_argument("--processes", type=int, default=None, help="trunks trained at a time (default: one a core)")
     sweep.add_argument("--shard", default="0/1", help="i/n: this host's share of the trunks; hosts share --workdir")
     sweep.add_argument("--dry-run", action="store_true", help="show the grid and its FLOPs, and train nothing")
     sweep.add_argument("--json", action="store_true", help="print one JSON object")
-    recommend = _command(commands, "recommend", "say what to train with a budget")
+    recommend = subcommand(commands, "recommend", "say what to train with a budget")
     _table_options(recommend)
     recommend.add_argument("--flops", type=float, required=True, dest="budget", help="the budget, such as 1e23")
     recommend.add_argument("--vocab-size", type=int, default=32_768, help="of the model to shape")
@@ -32,7 +34,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     recommend.add_argument(
         "--parameters", default="matmul", help="count that n_params is in: total, non_embedding or matmul"
     )
-    validate = _command(commands, "validate", "hold out the largest budgets and predict them")
+    validate = subcommand(commands, "validate", "hold out the largest budgets and predict them")
     _table_options(validate)
     validate.add_argument("--holdout", type=int, default=1, help="budgets held out (default: 1)")
 
@@ -56,14 +58,3 @@ def _table_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drop", nargs="+", default=[], metavar="RUN", help="runs to leave out, by name or 'line 7'")
     parser.add_argument("--report", type=Path, help="folder for report.html and the figures with their data")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        epilog=f"example: {_EXAMPLES[name]}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )

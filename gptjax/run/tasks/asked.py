@@ -1,5 +1,6 @@
 """The prompts that a policy learns on, and those that it is examined on."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,11 @@ from typing import Any, NamedTuple
 
 from gptjax.data.conversations import Message
 from gptjax.data.labeler import SimulatedLabeler
-from gptjax.data.prompts import read_prompts
+from gptjax.data.loader import fingerprint
+from gptjax.data.prompts import prompt_batch, read_prompts
 from gptjax.data.python_questions import Question, questions, unanswered_questions
+from gptjax.data.tokenizer import Tokenizer
+from gptjax.types import PromptBatch
 
 
 class Asked(NamedTuple):
@@ -72,6 +76,28 @@ def asked_prompts(path: Path | None) -> tuple[list[Asked], list[Asked]]:
     if cut < 1:
         raise ValueError(f"{path}: {len(everything)} prompts are too few to hold some out; give at least 3")
     return everything[:cut], everything[cut:]
+
+
+class Prompted(NamedTuple):
+    """What a policy is asked.
+
+    prompts: of training, rendered.  records: what the line of each says.  heldout: never trained on.
+    fingerprint: of prompts, records and tokenizer.
+    """
+
+    prompts: PromptBatch
+    records: list[Mapping[str, Any]]
+    heldout: list[Asked]
+    fingerprint: str
+
+
+def prompted(config: PolicyTask, tokenizer: Tokenizer) -> Prompted:
+    """The prompts that a task's settings name, but for those that are too long."""
+    train, heldout = asked_prompts(config.prompts)
+    prompts, report = prompt_batch([asked.messages for asked in train], tokenizer, config.prompt_tokens)
+    records = [train[i].record for i in report.kept]
+    said = hashlib.sha256(repr(records).encode()).hexdigest()
+    return Prompted(prompts, records, heldout, f"{fingerprint(prompts)}-{said[:16]}-{tokenizer.fingerprint[:16]}")
 
 
 def _asked(question: Question) -> Asked:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from gptjax.eval.answers import Answer
 from gptjax.files import replacing
 from gptjax.types import PromptBatch
 
+T = TypeVar("T")
 FEWEST, MOST = 4, 9  # candidates per prompt, as in InstructGPT
 
 
@@ -56,27 +58,57 @@ def simulated_comparisons(
     comparisons = []
     for question, rng, (size, chosen) in zip(kept, rngs, variants, strict=True):
         drawn = [next(sampled) for _ in range(size - len(chosen))]
-        everything = chosen + [
-            Response(content=answer.text, ended=answer.ended, extra={"source": "sampled"})
-            for answer in drawn
-            if answer.text or answer.ended
-        ]
-        responses = [everything[i] for i in rng.permutation(len(everything))]
-        golds = [labeler.gold_score(question.name, response.content, response.ended) for response in responses]
-        responses = [
-            dataclasses.replace(response, extra=response.extra | {"gold": gold})
-            for response, gold in zip(responses, golds, strict=True)
-        ]
-        ranks = labeler.rank(golds, rng)
-        comparisons.append(
-            Comparison(
-                messages=question.messages,
-                responses=responses,
-                ranks=ranks,
-                extra={"labeler": "simulated", "name": question.name, "form": question.form},
-            )
-        )
+        comparisons.append(_ranked(question, chosen, drawn, labeler, rng))
     return comparisons
+
+
+def _ranked(
+    question: Question,
+    chosen: list[Response],
+    drawn: list[Answer],
+    labeler: SimulatedLabeler,
+    rng: np.random.Generator,
+) -> Comparison:
+    """The candidates of a question in random order, with their gold scores and the labeler's ranks."""
+    everything = chosen + [
+        Response(content=answer.text, ended=answer.ended, extra={"source": "sampled"})
+        for answer in drawn
+        if answer.text or answer.ended
+    ]
+    responses = [everything[i] for i in rng.permutation(len(everything))]
+    golds = [labeler.gold_score(question.name, response.content, response.ended) for response in responses]
+    responses = [
+        dataclasses.replace(response, extra=response.extra | {"gold": gold})
+        for response, gold in zip(responses, golds, strict=True)
+    ]
+    return Comparison(
+        messages=question.messages,
+        responses=responses,
+        ranks=labeler.rank(golds, rng),
+        extra={"labeler": "simulated", "name": question.name, "form": question.form},
+    )
+
+
+def own_comparisons(
+    read: Callable[[Path], Iterator[T]], path: Path, heldout_path: Path | None
+) -> tuple[list[T], list[T]]:
+    """(training, held-out) comparisons of the user's files.
+
+    Args:
+        read: gives the comparisons of a file.
+        path: of training, whose last tenth is held out if there is no other file.
+        heldout_path: a file of those that are never trained on, or None.
+
+    Raises:
+        ValueError: there are too few to hold some out.
+    """
+    train = list(read(path))
+    if heldout_path is not None:
+        return train, list(read(heldout_path))
+    cut = len(train) - max(1, len(train) // 10)
+    if cut < 1:
+        raise ValueError(f"{path}: {len(train)} comparisons are too few to hold some out; give more")
+    return train[:cut], train[cut:]
 
 
 def permuted(comparisons: Sequence[Comparison], seed: int) -> list[Comparison]:

@@ -18,7 +18,7 @@ from gptjax.data.tokenizer import Tokenizer, train_tokenizer
 from gptjax.run.hosts import on_first
 from gptjax.run.progress import status
 from gptjax.run.task import Setup
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer
+from gptjax.run.tasks.upstream import check_model, inherited
 from gptjax.types import LmBatch
 
 
@@ -94,7 +94,7 @@ def read_corpus(config: CorpusConfig, setup: Setup, start_from: str | None) -> C
     if config.row_tokens > setup.model.max_length:
         raise ValueError(f"task.row_tokens {config.row_tokens} is above model.max_length {setup.model.max_length}")
     if start_from is not None:
-        check_model(setup.stage_folder(start_from), setup.model)
+        check_model(setup.stage_folder(start_from), setup.model)  # before minutes of reading
     if config.source_only and config.byte_tokens and start_from is None:
         found = _library_bytes(config.heldout_fraction, config.row_tokens, config.long)
         corpus_tokenizer(config, setup, start_from, found.train)
@@ -168,7 +168,7 @@ def corpus_tokenizer(config: CorpusConfig, setup: Setup, start_from: str | None,
     if start_from is not None:
         if config.tokenizer is not None:
             raise ValueError(f"task.tokenizer {config.tokenizer} clashes with task.start_from {start_from!r}: give one")
-        return inherited_tokenizer(setup.stage_folder(start_from), setup)
+        return inherited(start_from, setup)[1]
     source = path if path.exists() else config.tokenizer
     if source is not None:
         tokenizer = load_tokenizer(source)

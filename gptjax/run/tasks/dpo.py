@@ -1,5 +1,6 @@
 """DPO: ranked answers -> a policy that prefers the better ones, without a reward model."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,23 +18,18 @@ from gptjax.data.preferences import Comparison, read_preferences
 from gptjax.files import replacing
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import scalar_model
+from gptjax.model_types import Model
 from gptjax.run.hosts import first_says, on_first
 from gptjax.run.mesh import fetch, put
 from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.asked import Asked, asked_prompts
+from gptjax.run.tasks.comparisons import own_comparisons
 from gptjax.run.tasks.examination import Examination
-from gptjax.run.tasks.upstream import (
-    check_model,
-    inherited_tokenizer,
-    load_params,
-    reward_model,
-    started_at,
-    trained_model,
-    untrained,
-)
+from gptjax.run.tasks.outlines import trained_model, untrained
+from gptjax.run.tasks.upstream import inherited, load_params, reward_model, started_at
 from gptjax.train.dpo import DpoConfig, dpo_step, dpo_sums, pair_means, response_logps
-from gptjax.types import PreferenceBatch
+from gptjax.types import PreferenceBatch, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +67,7 @@ class DpoTask:
 
 def build(config: DpoTask, setup: Setup) -> Task:
     """The task, with its pairs rendered and what the reference thinks of them."""
-    upstream = setup.stage_folder(config.policy_from)
-    check_model(upstream, setup.model)
-    tokenizer = inherited_tokenizer(upstream, setup)
+    upstream, tokenizer = inherited(config.policy_from, setup)
     train, heldout = _comparisons(config, setup)
     made, (model, tx) = outline(config, setup), trained_model(setup)
     reference, _ = load_params(model, upstream, setup.mesh)
@@ -92,18 +86,9 @@ def build(config: DpoTask, setup: Setup) -> Task:
     with status("reference log-probabilities"):
         rows, report = referenced(train, "train")
         heldout_rows, _ = referenced(heldout, "heldout")
-    sums = jax.jit(partial(dpo_sums, model=model, config=config.dpo))
+    heldout_figures = _heldout_figures(config, setup, model, heldout_rows)
     examination = _examination(config, setup, tokenizer, model, reference, heldout)
     key = jax.random.key(setup.seed)
-
-    def heldout_figures(state):
-        batches = evaluation_batches(heldout_rows, setup.batch_size, setup.share)
-        loss, pairs, aux = jax.tree.map(
-            lambda *x: float(np.sum(x)), *(sums(state.params, state.frozen, place(batch)) for batch in batches)
-        )
-        return {"loss": loss / max(pairs, 1)} | {
-            name.removeprefix("dpo/"): float(value) for name, value in pair_means(pairs, aux).items()
-        }
 
     def evaluate(state):
         figures = {f"eval/{name}": value for name, value in heldout_figures(state).items()}
@@ -124,7 +109,7 @@ def build(config: DpoTask, setup: Setup) -> Task:
         tokens="dpo/tokens",
         loss="dpo/loss",
         flops_per_token=setup.model.train_flops_per_token(row_tokens),
-        data_fingerprint=f"{pair_ids(rows)[0]}-{len(report.kept)}-{tokenizer.fingerprint[:16]}",
+        data_fingerprint=f"{_fingerprint(rows)}-{tokenizer.fingerprint[:16]}",
     )
 
 
@@ -167,6 +152,11 @@ def reference_rows(
         return with_reference(rows, dict(zip(stored["ids"].tolist(), stored["logp_BC"], strict=True)))
 
 
+def _fingerprint(rows: PreferenceBatch) -> str:
+    """Of the pairs alone: what the reference thinks of them is kept beside them."""
+    return hashlib.sha256("".join(pair_ids(rows)).encode()).hexdigest()[:16]
+
+
 def _write_reference(path: Path, rows: PreferenceBatch, logp_BC: np.ndarray) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, ids=np.array(pair_ids(rows)), logp_BC=logp_BC[: len(rows.lengths_BC)])
@@ -175,13 +165,7 @@ def _write_reference(path: Path, rows: PreferenceBatch, logp_BC: np.ndarray) -> 
 def _comparisons(config: DpoTask, setup: Setup) -> tuple[list[Comparison], list[Comparison]]:
     """(training, held-out): the user's own, or those that the reward stage simulated."""
     if config.comparisons is not None:
-        train = list(read_preferences(config.comparisons))
-        if config.heldout_comparisons is not None:
-            return train, list(read_preferences(config.heldout_comparisons))
-        cut = len(train) - max(1, len(train) // 10)
-        if cut < 1:
-            raise ValueError(f"{config.comparisons}: {len(train)} comparisons are too few to hold some out; give more")
-        return train[:cut], train[cut:]
+        return own_comparisons(read_preferences, config.comparisons, config.heldout_comparisons)
     assert config.reward_from is not None  # __post_init__ saw to it
     folder = setup.stage_folder(config.reward_from) / "data"
     paths = [folder / f"{split}.jsonl" for split in ("train", "heldout")]
@@ -189,6 +173,22 @@ def _comparisons(config: DpoTask, setup: Setup) -> tuple[list[Comparison], list[
         raise ValueError(f"{folder} holds no simulated comparisons: give task.comparisons")
     train, heldout = (list(read_preferences(path)) for path in paths)
     return train, heldout
+
+
+def _heldout_figures(
+    config: DpoTask, setup: Setup, model: Model, rows: PreferenceBatch
+) -> Callable[[TrainState], dict[str, float]]:
+    """What gives the objective's figures on held-out pairs."""
+    sums = jax.jit(partial(dpo_sums, model=model, config=config.dpo))
+
+    def figures(state):
+        batches = evaluation_batches(rows, setup.batch_size, setup.share)
+        found = (sums(state.params, state.frozen, put(batch, setup.mesh)) for batch in batches)
+        loss, pairs, aux = jax.tree.map(lambda *x: float(np.sum(x)), *found)
+        means = {name.removeprefix("dpo/"): float(value) for name, value in pair_means(pairs, aux).items()}
+        return {"loss": loss / max(pairs, 1)} | means
+
+    return figures
 
 
 def _examination(

@@ -14,6 +14,7 @@ from gptjax.eval.answers import Answer
 from gptjax.eval.best_of_n import best_of_n, best_of_n_kl
 from gptjax.eval.intervals import clustered_mean
 from gptjax.generate.engine import SamplingConfig
+from gptjax.model_types import Model, ScalarModel
 from gptjax.run.mesh import fetch, put
 from gptjax.run.task import Setup
 from gptjax.run.tasks.asked import Asked
@@ -22,7 +23,7 @@ from gptjax.run.tasks.judge import Judge
 from gptjax.run.tasks.program import program_figures, reward_program
 from gptjax.train.dpo import response_logps
 from gptjax.train.reference import reference_params
-from gptjax.types import Model, Params, PromptBatch, ScalarModel
+from gptjax.types import Params, PromptBatch
 
 
 class Examined(Protocol):

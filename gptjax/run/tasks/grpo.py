@@ -6,25 +6,14 @@ from functools import partial
 import jax
 
 from gptjax.data.loader import batch_at
-from gptjax.data.prompts import prompt_batch
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import scalar_model
 from gptjax.run.task import Outline, Setup, Task
-from gptjax.run.tasks.asked import PolicyTask, asked_prompts
+from gptjax.run.tasks.asked import PolicyTask, prompted
 from gptjax.run.tasks.examination import Examination
+from gptjax.run.tasks.outlines import abstract_prompts, check_rollout_sizes, fresh_reward, trained_model, untrained
 from gptjax.run.tasks.program import answering
-from gptjax.run.tasks.upstream import (
-    abstract_prompts,
-    check_model,
-    check_rollout_sizes,
-    fresh_reward,
-    inherited_tokenizer,
-    load_params,
-    reward_model,
-    started_at,
-    trained_model,
-    untrained,
-)
+from gptjax.run.tasks.upstream import inherited, load_params, reward_model, started_at
 from gptjax.train.group_rollout import collect_groups
 from gptjax.train.grpo import GrpoConfig, grpo_step
 
@@ -42,19 +31,14 @@ class GrpoTask(PolicyTask):
 def build(config: GrpoTask, setup: Setup) -> Task:
     """The task, with its prompts rendered and its three models at hand."""
     settings = config.grpo
-    check_rollout_sizes("grpo", settings, setup)
-    policy_folder = setup.stage_folder(config.policy_from)
-    check_model(policy_folder, setup.model)
-    tokenizer = inherited_tokenizer(policy_folder, setup)
+    policy_folder, tokenizer = inherited(config.policy_from, setup)
     made = outline(config, setup, end_id=tokenizer.end_id)
     (policy, tx), scalar = trained_model(setup), scalar_model(setup.model)
     reference, _ = load_params(policy, policy_folder, setup.mesh)
     frozen_models = {"reference": reference} | reward_model(config.reward_from, setup)
-    train, heldout = asked_prompts(config.prompts)
-    prompts, report = prompt_batch([asked.messages for asked in train], tokenizer, config.prompt_tokens)
+    prompts, records, heldout, fingerprint = prompted(config, tokenizer)
     sampling = SamplingConfig(max_new_tokens=settings.response_tokens, temperature=settings.temperature)
     examination = Examination(config, setup, tokenizer, policy, scalar, frozen_models, heldout, sampling, name="grpo")
-    records = [train[i].record for i in report.kept]
     answer = answering(
         config.reward_program, records, tokenizer, policy, setup, sampling, group_size=settings.group_size
     )
@@ -73,7 +57,7 @@ def build(config: GrpoTask, setup: Setup) -> Task:
         finish=lambda state: (state, examination.full(state.params, key)),
         tokens="grpo/tokens",
         loss="grpo/score",
-        data_fingerprint=f"{prompts.tokens_BP.shape[0]}-{tokenizer.fingerprint[:16]}",
+        data_fingerprint=fingerprint,
     )
 
 

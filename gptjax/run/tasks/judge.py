@@ -11,14 +11,15 @@ from gptjax.data.loader import evaluation_batches
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer, repeated
 from gptjax.generate.engine import SamplingConfig
+from gptjax.model_types import Model, ScalarModel
 from gptjax.run.mesh import fetch, put
 from gptjax.run.task import Setup
-from gptjax.run.tasks.upstream import sampler
+from gptjax.run.tasks.sampler import sampler
 from gptjax.train.normalise import normalised
 from gptjax.train.reference import reference_params
 from gptjax.train.response import response_logp
 from gptjax.train.rollout import full_rows, last_score
-from gptjax.types import Model, Params, PromptBatch, ScalarModel
+from gptjax.types import Params, PromptBatch
 
 
 class Judge:

@@ -10,12 +10,15 @@ import numpy as np
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.perplexity import heldout_loss
 from gptjax.generate.engine import SamplingConfig
+from gptjax.model_types import Model
 from gptjax.run.mesh import put
 from gptjax.run.task import Outline, Setup, Task
+from gptjax.run.tasks.outlines import rows_outline, trained_model
 from gptjax.run.tasks.rows import Rows, RowsConfig, corpus_rows, shard_rows
-from gptjax.run.tasks.upstream import rows_outline, sampler, started, trained_model
+from gptjax.run.tasks.sampler import sampler
+from gptjax.run.tasks.upstream import started
 from gptjax.train.lm import lm_step, lm_sums
-from gptjax.types import Model, Params, PromptBatch
+from gptjax.types import Params, PromptBatch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,14 @@ from gptjax.data.loader import batch_at, evaluation_batches, own_rows
 from gptjax.data.masking import masked
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.perplexity import heldout_loss
+from gptjax.model_types import Model
 from gptjax.run.mesh import fetch, put
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.corpus import CorpusConfig, read_corpus
-from gptjax.run.tasks.upstream import rows_outline, started, trained_model
+from gptjax.run.tasks.outlines import rows_outline, trained_model
+from gptjax.run.tasks.upstream import started
 from gptjax.train.mlm import mlm_step, mlm_sums
-from gptjax.types import LmBatch, Model, TrainState
+from gptjax.types import LmBatch, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,40 +2,32 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from gptjax.data.loader import batch_at
-from gptjax.data.prompts import prompt_batch
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model, value_head
+from gptjax.model_types import Model, ScalarModel, ValueHead
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.task import Outline, Setup, Task
-from gptjax.run.tasks.asked import PolicyTask, asked_prompts
+from gptjax.run.tasks.asked import PolicyTask, prompted
 from gptjax.run.tasks.examination import Examination
+from gptjax.run.tasks.outlines import abstract_prompts, abstract_rows, check_rollout_sizes, fresh_reward
 from gptjax.run.tasks.program import answering
 from gptjax.run.tasks.rows import RowsConfig
 from gptjax.run.tasks.tax import pretraining
-from gptjax.run.tasks.upstream import (
-    abstract_prompts,
-    abstract_rows,
-    check_model,
-    check_rollout_sizes,
-    fresh_reward,
-    inherited_tokenizer,
-    load_policy,
-    reward_model,
-)
+from gptjax.run.tasks.upstream import inherited, load_policy, reward_model
 from gptjax.train.normalise import absorbed
 from gptjax.train.ppo import initial_extra, ppo_step, served_policy
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.reference import Holding, held, reference_params, upper_layers, with_frozen_layers
 from gptjax.train.rollout import collect
 from gptjax.train.update import initial_state
-from gptjax.types import Model, Params, PpoBatch, ScalarModel, TrainState, ValueHead
+from gptjax.types import Params, PpoBatch, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,61 +63,53 @@ class PpoTask(PolicyTask):
             )
 
 
+class Models(NamedTuple):
+    """scalar: of reward and value.  head: of values, where they share the policy's trunk."""
+
+    policy: Model
+    scalar: ScalarModel
+    head: ValueHead | None
+    optimizer: optax.GradientTransformation
+
+
 def build(config: PpoTask, setup: Setup) -> Task:
     """The task, with its prompts rendered and its four models at hand."""
-    policy_folder = setup.stage_folder(config.policy_from)
-    check_model(policy_folder, setup.model)
-    tokenizer = inherited_tokenizer(policy_folder, setup)
+    policy_folder, tokenizer = inherited(config.policy_from, setup)
     made = outline(config, setup, end_id=tokenizer.end_id)
-    policy, scalar, head, tx = _models(config, setup)
+    policy, scalar, *_ = models = _models(config, setup)
     first = load_policy(policy, policy_folder, setup.mesh)
     reward = reward_model(config.reward_from, setup)
     frozen_models = {"reference": _reference(config, first, policy)} | reward
-    train, heldout = asked_prompts(config.prompts)
-    prompts, report = prompt_batch([asked.messages for asked in train], tokenizer, config.prompt_tokens)
-    pretrain, bits_per_byte = None, None
-    if config.pretrain is not None:
-        pretrain, bits_per_byte = pretraining(config.pretrain, tokenizer, policy, setup)
-    key = jax.random.key(setup.seed)
-
-    def start(state):
-        @jax.jit
-        def begin(first, reward, key):
-            copy = jax.tree.map(jnp.copy, first)  # what gets updated must not be buffers that others hold
-            own = _first_values(scalar, first, reward) if head is None else head.init(jax.random.key(0))
-            return _state(config, tx, copy, own, jax.random.wrap_key_data(key))
-
-        return begin(first, reward, state.key)
+    prompts, records, heldout, fingerprint = prompted(config, tokenizer)
+    sampling = SamplingConfig(max_new_tokens=config.ppo.response_tokens, temperature=config.ppo.temperature)
+    examination = Examination(config, setup, tokenizer, policy, scalar, frozen_models, heldout, sampling, name="ppo")
+    answer = answering(config.reward_program, records, tokenizer, policy, setup, sampling)
+    text = None if config.pretrain is None else pretraining(config.pretrain, tokenizer, policy, setup)
+    begin, key = jax.jit(partial(_begun, config, models)), jax.random.key(setup.seed)
 
     def data(position):
         batch = batch_at(prompts, position, config.ppo.prompts, setup.seed, setup.share)
         n_rows, _ = _ptx(config)
-        rows = pretrain(position, n_rows, setup.seed + 1, setup.share) if pretrain is not None and n_rows else None
+        rows = text.draw(position, n_rows, setup.seed + 1, setup.share) if text is not None and n_rows else None
         return PpoBatch(prompts=batch, pretrain=rows)
-
-    sampling = SamplingConfig(max_new_tokens=config.ppo.response_tokens, temperature=config.ppo.temperature)
-    records = [train[i].record for i in report.kept]
-    answer = answering(config.reward_program, records, tokenizer, policy, setup, sampling)
 
     def answered(state, batch, key, position):
         assert answer is not None
         return replace(batch, prompts=answer(state.params["policy"], state.frozen, batch.prompts, key, position))
 
-    examination = Examination(config, setup, tokenizer, policy, scalar, frozen_models, heldout, sampling, name="ppo")
-
     def finish(state):
         params = served_policy(state)
         found = examination.full(params, key)
-        if bits_per_byte is not None:
-            before = bits_per_byte(state, reference_params(frozen_models["reference"], params))
-            after = bits_per_byte(state, params)
+        if text is not None:
+            before = text.bits_per_byte(state, reference_params(frozen_models["reference"], params))
+            after = text.bits_per_byte(state, params)
             found |= {"bits_per_byte_sft": before, "bits_per_byte_ppo": after, "bits_per_byte_change": after - before}
         served = "last" if config.ppo.average_decay is None else "average"
         return state, found | {"kl_target_nats": config.ppo.kl_target, "policy_weights": served}
 
     return Task(
         init=made.init,
-        start=start,
+        start=lambda state: begin(first, reward, state.key),
         data=data,
         answered=None if answer is None else answered,
         collect=made.collect,
@@ -136,7 +120,7 @@ def build(config: PpoTask, setup: Setup) -> Task:
         finish=finish,
         tokens="ppo/tokens",
         loss="ppo/score",
-        data_fingerprint=f"{prompts.tokens_BP.shape[0]}-{tokenizer.fingerprint[:16]}",
+        data_fingerprint=fingerprint if text is None else f"{text.fingerprint}-{fingerprint}",
     )
 
 
@@ -206,16 +190,23 @@ def _ptx(config: PpoTask) -> tuple[int, int]:
     return config.ppo.prompts * config.ppo.ptx_rows, config.pretrain.row_tokens
 
 
-def _models(config: PpoTask, setup: Setup) -> tuple[Model, ScalarModel, ValueHead | None, optax.GradientTransformation]:
-    """(policy, reward and value model, value head if there is one, optimizer)."""
+def _models(config: PpoTask, setup: Setup) -> Models:
     policy, scalar = language_model(setup.model), scalar_model(setup.model)
     head = value_head(setup.model) if config.ppo.value_model == "head" else None
-    return policy, scalar, head, _optimizers(config, setup, {"policy": policy, "value": head or scalar})
+    return Models(policy, scalar, head, _optimizers(config, setup, {"policy": policy, "value": head or scalar}))
 
 
 def _state(config: PpoTask, tx: Any, policy_params: Params, value_params: Params, key: jax.Array) -> TrainState:
     params = {"policy": policy_params, "value": value_params}
     return initial_state(params, tx, key, **initial_extra(config.ppo, policy_params))
+
+
+def _begun(config: PpoTask, models: Models, first: Params, reward: dict[str, Any], key: jax.Array) -> TrainState:
+    """The state of a policy that was trained before; key: u32[2], that of a state."""
+    _, scalar, head, tx = models
+    copy = jax.tree.map(jnp.copy, first)  # what gets updated must not be buffers that others hold
+    own = _first_values(scalar, first, reward) if head is None else head.init(jax.random.key(0))
+    return _state(config, tx, copy, own, jax.random.wrap_key_data(key))
 
 
 def _first_values(scalar: Any, policy_params: Params, reward: dict[str, Any]) -> Params:

@@ -24,13 +24,14 @@ from gptjax.data.loader import row_indices
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer, answers_in
 from gptjax.generate.engine import SamplingConfig
+from gptjax.model_types import Model
 from gptjax.run.hosts import from_first
 from gptjax.run.mesh import fetch
 from gptjax.run.modules import functions_of, module_at
 from gptjax.run.task import Setup
 from gptjax.train.group_rollout import repeated
 from gptjax.train.rollout import draw
-from gptjax.types import Model, Params, PromptBatch
+from gptjax.types import Params, PromptBatch
 
 Reward: TypeAlias = Callable[[Mapping[str, Any], str, bool], float | Mapping[str, float]]
 Answering: TypeAlias = Callable[[Params, Params, PromptBatch, jax.Array, int], PromptBatch]

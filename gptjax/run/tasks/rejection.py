@@ -21,7 +21,7 @@ from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks import sft
 from gptjax.run.tasks.asked import asked_prompts
 from gptjax.run.tasks.judge import Judge
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params
+from gptjax.run.tasks.upstream import inherited, load_params, reward_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,19 +96,16 @@ def _tuning(config: RejectionTask, winners: Path | None) -> sft.SftTask:
 
 def draw_winners(config: RejectionTask, setup: Setup, path: Path) -> dict[str, Any]:
     """Write the winners as conversations to `path`; returns what was drawn and what the choice gained and cost."""
-    upstream, reward_folder = map(setup.stage_folder, (config.policy_from, config.reward_from))
-    for folder in (upstream, reward_folder):
-        check_model(folder, setup.model)
-    tokenizer = inherited_tokenizer(upstream, setup)
+    upstream, tokenizer = inherited(config.policy_from, setup)
     model, scalar = language_model(setup.model), scalar_model(setup.model)
     params, _ = load_params(model, upstream, setup.mesh)
-    reward, norm = load_params(scalar, reward_folder, setup.mesh, ("reward_gain", "reward_bias"))
+    models = {"reference": params} | reward_model(config.reward_from, setup)
     asked, _ = asked_prompts(config.prompts)
     order = np.sort(np.random.default_rng(setup.seed).permutation(len(asked))[: config.train_prompts])
     prompts, report = prompt_batch([asked[i].messages for i in order], tokenizer, config.prompt_tokens)
     kept = [asked[order[index]].messages for index in report.kept]
     sampling = SamplingConfig(max_new_tokens=config.answer_tokens, temperature=config.temperature)
-    judge = Judge(setup, tokenizer, model, scalar, {"reference": params, "reward": reward} | norm, sampling)
+    judge = Judge(setup, tokenizer, model, scalar, models, sampling)
     with status(f"sampling {config.samples} answers to each of {len(kept)} prompts"):
         scores_BC, _, found = judge.answers(params, prompts, jax.random.key(setup.seed), config.samples)
     groups = [found[start : start + config.samples] for start in range(0, len(found), config.samples)]

@@ -1,6 +1,7 @@
 """Reward modelling: ranked candidates -> a model that scores answers."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,18 +22,20 @@ from gptjax.data.ratings import RatedResponses, rating_batch, read_ratings
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model
+from gptjax.model_types import ScalarModel
 from gptjax.optim.optimizer import optimizer
 from gptjax.run.hosts import first_says, on_first
 from gptjax.run.mesh import batch_rows, fetch, put
 from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
-from gptjax.run.tasks.comparisons import MOST, permuted, simulated_comparisons, write_comparisons
+from gptjax.run.tasks.comparisons import MOST, own_comparisons, permuted, simulated_comparisons, write_comparisons
 from gptjax.run.tasks.reward_figures import Judged, Rows, brief, data_figures, demonstrations, full, sampled_rows
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer, load_params, sampler
+from gptjax.run.tasks.sampler import sampler
+from gptjax.run.tasks.upstream import inherited, load_params
 from gptjax.train.normalise import zero_mean, zero_mean_unit_std
 from gptjax.train.reward import RewardConfig, candidate_scores, reward_step
 from gptjax.train.update import initial_state
-from gptjax.types import PackedCandidates, RatingBatch, RewardBatch, ScalarModel, TrainState
+from gptjax.types import PackedCandidates, Params, RatingBatch, RewardBatch, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +87,8 @@ class RewardTask:
 
 def build(config: RewardTask, setup: Setup) -> Task:
     """The task, with its comparisons read or simulated."""
-    upstream = setup.stage_folder(config.start_from)
-    check_model(upstream, setup.model)
-    longest = config.prompt_tokens + config.answer_tokens
-    if longest > setup.model.max_length:
-        raise ValueError(
-            f"task.prompt_tokens {config.prompt_tokens} + task.answer_tokens {config.answer_tokens} are above "
-            f"model.max_length {setup.model.max_length}"
-        )
-    tokenizer = inherited_tokenizer(upstream, setup)
+    upstream, tokenizer = inherited(config.start_from, setup)
+    longest = _longest(config, setup)
     train, heldout = comparisons(config, setup, tokenizer, upstream)
     most = max(len(comparison.responses) for comparison in [*train, *heldout])
     rows, train, train_figures = _rendered("training", train, tokenizer, longest, most)
@@ -102,23 +98,12 @@ def build(config: RewardTask, setup: Setup) -> Task:
     train_rows = epoch_rows(rows, setup.batch_size, setup.seed, row_tokens, microbatches=setup.microbatches)
     pack_train = partial(pack, rows=train_rows, microbatches=setup.microbatches)
     made, (model, tx) = outline(config, setup), _model(setup)
-    place = partial(put, mesh=setup.mesh)
-
-    @jax.jit
-    def score(params, batch):
-        return candidate_scores(params, {}, batch, model=model)
-
-    def scores(params, chosen: Rows) -> np.ndarray:
-        batches = list(evaluation_batches(chosen, setup.batch_size))
-        most = max(rows_needed(batch.lengths_BC, row_tokens) for batch in batches)
-        pieces = [fetch(score(params, place(pack(batch, rows=most)))) for batch in batches]
-        return np.concatenate(pieces)[: len(chosen.lengths_BC)]
+    scores = _scorer(model, setup, pack)
 
     def start(state):
         trunk, _ = load_params(language_model(setup.model), upstream, setup.mesh)
-        params = state.params | {"trunk": trunk}
         fresh = jax.jit(lambda params, key: _state(params, tx, jax.random.wrap_key_data(key)))
-        return fresh(params, state.key)
+        return fresh(state.params | {"trunk": trunk}, state.key)
 
     def evaluate(state):
         found = brief(scores(state.params, heldout_rows), heldout_rows, heldout)
@@ -191,18 +176,45 @@ def comparisons(
     """(training, held-out) comparisons: the user's own, or simulated once and kept in the stage's folder."""
     if config.comparisons is not None:
         read = read_ratings if config.reward.objective == "rating" else read_preferences
-        train = list[Judged](read(config.comparisons))
-        if config.heldout_comparisons is not None:
-            return train, list[Judged](read(config.heldout_comparisons))
-        cut = len(train) - max(1, len(train) // 10)
-        if cut < 1:
-            raise ValueError(f"{config.comparisons}: {len(train)} comparisons are too few to hold some out; give more")
-        return train[:cut], train[cut:]
+        return own_comparisons(read, config.comparisons, config.heldout_comparisons)
     paths = {split: setup.folder / "data" / f"{split}.jsonl" for split in ("train", "heldout")}
     if not first_says(all(path.exists() for path in paths.values())):
         _simulate(config, setup, tokenizer, upstream, paths)
     train, heldout = (list(read_preferences(path)) for path in paths.values())
     return list[Judged](permuted(train, setup.seed) if config.permute_labels else train), list[Judged](heldout)
+
+
+def _longest(config: RewardTask, setup: Setup) -> int:
+    """P + R, the most tokens of a candidate.
+
+    Raises:
+        ValueError: the model cannot read that many.
+    """
+    longest = config.prompt_tokens + config.answer_tokens
+    if longest > setup.model.max_length:
+        raise ValueError(
+            f"task.prompt_tokens {config.prompt_tokens} + task.answer_tokens {config.answer_tokens} are above "
+            f"model.max_length {setup.model.max_length}"
+        )
+    return longest
+
+
+def _scorer(
+    model: ScalarModel, setup: Setup, pack: "partial[PackedCandidates]"
+) -> Callable[[Params, Rows], np.ndarray]:
+    """(params, rows) -> f64[B, C], the score of every candidate; `pack` still lacks the number of rows."""
+
+    @jax.jit
+    def score(params, batch):
+        return candidate_scores(params, {}, batch, model=model)
+
+    def scores(params, chosen):
+        batches = list(evaluation_batches(chosen, setup.batch_size))
+        most = max(rows_needed(batch.lengths_BC, pack.keywords["row_tokens"]) for batch in batches)
+        pieces = [fetch(score(params, put(pack(batch, rows=most), setup.mesh))) for batch in batches]
+        return np.concatenate(pieces)[: len(chosen.lengths_BC)]
+
+    return scores
 
 
 def _rendered(

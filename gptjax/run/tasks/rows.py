@@ -13,7 +13,7 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.run.hosts import on_first
 from gptjax.run.task import Setup
 from gptjax.run.tasks.corpus import CorpusConfig, read_corpus, xz_bits_per_byte
-from gptjax.run.tasks.upstream import check_model, inherited_tokenizer
+from gptjax.run.tasks.upstream import inherited
 from gptjax.types import LmBatch
 
 
@@ -88,8 +88,7 @@ def shard_rows(folder: str, row_tokens: int, setup: Setup, start_from: str | Non
         on_first(lambda: load_tokenizer(made_with).save(path))
         tokenizer = load_tokenizer(path)
     else:
-        check_model(setup.stage_folder(start_from), setup.model)
-        tokenizer = inherited_tokenizer(setup.stage_folder(start_from), setup)
+        _, tokenizer = inherited(start_from, setup)
         if tokenizer.fingerprint != train.manifest["tokenizer"]:
             raise ValueError(f"the rows in {folder} were made with another tokenizer than that of {start_from!r}")
     about = train.manifest["splits"]["train"]

@@ -15,21 +15,18 @@ from gptjax.data.loader import batch_at, fingerprint
 from gptjax.data.packing import weighted_by_segment
 from gptjax.data.prompts import prompt_batch
 from gptjax.data.python_questions import questions
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.perplexity import heldout_loss
 from gptjax.generate.engine import SamplingConfig
 from gptjax.run.mesh import put
 from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
-from gptjax.run.tasks.upstream import (
-    check_model,
-    inherited_tokenizer,
-    rows_outline,
-    sampler,
-    started,
-    trained_model,
-)
+from gptjax.run.tasks.outlines import rows_outline, trained_model
+from gptjax.run.tasks.sampler import sampler
+from gptjax.run.tasks.upstream import inherited, started
 from gptjax.train.lm import lm_sums
 from gptjax.train.sft import sft_step
+from gptjax.types import PromptBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +56,7 @@ class SftTask:
 
 def build(config: SftTask, setup: Setup) -> Task:
     """The task, with its conversations rendered and packed."""
-    upstream = setup.stage_folder(config.start_from)
-    check_model(upstream, setup.model)
-    tokenizer = inherited_tokenizer(upstream, setup)
+    _, tokenizer = inherited(config.start_from, setup)
     with status("reading conversations"):
         train, heldout = conversations(config)
     (rows, packed), (heldout_rows, _) = (
@@ -72,14 +67,8 @@ def build(config: SftTask, setup: Setup) -> Task:
     made, (model, tx) = outline(config, setup), trained_model(setup)
     sums = jax.jit(partial(lm_sums, model=model, loss_chunks=config.loss_chunks))
     place = partial(put, mesh=setup.mesh)
-    sampling = SamplingConfig(max_new_tokens=config.answer_tokens)
-    answer = sampler(model, setup, tokenizer, sampling)
-    examined = [messages for messages in heldout if messages[0]["role"] != "assistant"]
-    asked = [_prompt(messages) for messages in examined]
-    prompts, report = prompt_batch(asked, tokenizer, config.prompt_tokens)
-    prompts = jax.tree.map(lambda x: x[: config.heldout_prompts], prompts)
-    references = [_reference(examined[index]) for index in report.kept[: config.heldout_prompts]]
-    shown = [asked[index][-1]["content"] for index in report.kept[: config.heldout_prompts]]
+    answer = sampler(model, setup, tokenizer, SamplingConfig(max_new_tokens=config.answer_tokens))
+    prompts, shown, references = _examined(config, heldout, tokenizer)
 
     def evaluate(state):
         figures = heldout_loss(partial(sums, state), heldout_rows, setup.batch_size, place, share=setup.share)
@@ -137,6 +126,18 @@ def conversations(config: SftTask) -> tuple[list[list[Message]], list[list[Messa
             f"{config.heldout_fraction:.0%} of them out: give more, or change task.heldout_fraction"
         )
     return train, heldout
+
+
+def _examined(
+    config: SftTask, heldout: list[list[Message]], tokenizer: Tokenizer
+) -> tuple[PromptBatch, list[str], list[str]]:
+    """(held-out prompts, what they ask, the true answers)."""
+    examined = [messages for messages in heldout if messages[0]["role"] != "assistant"]
+    asked = [_prompt(messages) for messages in examined]
+    prompts, report = prompt_batch(asked, tokenizer, config.prompt_tokens)
+    kept = report.kept[: config.heldout_prompts]
+    shown = [asked[index][-1]["content"] for index in kept]
+    return jax.tree.map(lambda x: x[: len(kept)], prompts), shown, [_reference(examined[index]) for index in kept]
 
 
 def _prompt(messages: Sequence[Message]) -> Sequence[Message]:

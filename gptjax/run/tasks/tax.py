@@ -3,27 +3,39 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from gptjax.data.loader import Share, batch_at
+from gptjax.data.loader import Share, batch_at, fingerprint
 from gptjax.data.remote import open_shards
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.perplexity import heldout_loss
+from gptjax.model_types import Model
 from gptjax.run.mesh import put
 from gptjax.run.task import Setup
 from gptjax.run.tasks.corpus import corpus, packed_rows
 from gptjax.run.tasks.rows import RowsConfig
 from gptjax.train.lm import lm_sums
-from gptjax.types import LmBatch, Model, Params, TrainState
+from gptjax.types import LmBatch, Params, TrainState
 
 
-def pretraining(
-    config: RowsConfig, tokenizer: Tokenizer, policy: Model, setup: Setup
-) -> tuple[Callable[[int, int, int, Share], LmBatch], Callable[[TrainState, Params], float]]:
-    """((position, batch_size, seed, share) -> training rows, bits per byte of held-out text under given parameters).
+class Pretraining(NamedTuple):
+    """Text from before the policy was tuned.
+
+    draw(position, batch_size, seed, share) -> training rows.
+    bits_per_byte(state, params) -> of the held-out text under these parameters.
+    fingerprint: of the training rows.
+    """
+
+    draw: Callable[[int, int, int, Share], LmBatch]
+    bits_per_byte: Callable[[TrainState, Params], float]
+    fingerprint: str
+
+
+def pretraining(config: RowsConfig, tokenizer: Tokenizer, policy: Model, setup: Setup) -> Pretraining:
+    """The text that the settings name.
 
     Args:
         config: the corpus or its shards.
@@ -34,7 +46,7 @@ def pretraining(
     Raises:
         ValueError: shards were made with another tokenizer, or for rows of another length.
     """
-    draw, heldout_rows = _rows(config, tokenizer)
+    draw, heldout_rows, found_in = _rows(config, tokenizer)
     sums = jax.jit(partial(lm_sums, model=policy))
 
     def bits_per_byte(state: TrainState, params: Params) -> float:
@@ -44,13 +56,14 @@ def pretraining(
         found = heldout_loss(of_params, heldout_rows, setup.batch_size, place, token_bytes_V, share=setup.share)
         return found["bits_per_byte"]
 
-    return draw, bits_per_byte
+    return Pretraining(draw, bits_per_byte, found_in)
 
 
-def _rows(config: RowsConfig, tokenizer: Tokenizer) -> tuple[Callable[[int, int, int, Share], LmBatch], LmBatch]:
+def _rows(config: RowsConfig, tokenizer: Tokenizer) -> tuple[Callable[[int, int, int, Share], LmBatch], LmBatch, str]:
+    """(how to draw training rows, held-out rows, fingerprint)."""
     if config.shards is None:
         train, heldout = (packed_rows(documents, tokenizer, config)[0] for documents in corpus(config))
-        return partial(batch_at, train), heldout
+        return partial(batch_at, train), heldout, fingerprint(train)
     train, heldout = (open_shards(config.shards, split) for split in ("train", "heldout"))
     if train.manifest["tokenizer"] != tokenizer.fingerprint:
         raise ValueError(f"task.pretrain.shards {config.shards!r} were made with another tokenizer than the policy's")
@@ -58,4 +71,4 @@ def _rows(config: RowsConfig, tokenizer: Tokenizer) -> tuple[Callable[[int, int,
         raise ValueError(
             f"task.pretrain.row_tokens is {config.row_tokens}, the rows in {config.shards} have {train.row_tokens}"
         )
-    return train.batch_at, heldout.rows(np.arange(heldout.n_rows))
+    return train.batch_at, heldout.rows(np.arange(heldout.n_rows)), train.manifest["fingerprint"]

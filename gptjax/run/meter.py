@@ -1,0 +1,64 @@
+"""Throughput of a run: tokens and model FLOPs a second, between two readings."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Meter:
+    """Throughput between two readings.
+
+    Args:
+        flops_per_token: model FLOPs of a step over its tokens; None: no model FLOP/s, no MFU.
+        peak_flops: FLOP/s of all devices together; None: unknown devices, no MFU.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        flops_per_token: float | None = None,
+        peak_flops: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._flops_per_token, self._peak_flops, self._clock = flops_per_token, peak_flops, clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new window now: after compiling, evaluating or saving, whose time is not the steps'."""
+        self._began = self._clock()
+        self._waited = 0.0
+        self._tokens = 0
+        self._steps = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._waited += self._clock() - began
+
+    def step(self, tokens: int) -> None:
+        """Count one step.
+
+        Args:
+            tokens: tokens that the step processed, over all devices.
+        """
+        self._steps += 1
+        self._tokens += int(tokens)
+
+    def read(self) -> dict[str, float]:
+        """The window's figures; begins the next window. Empty when the window has no step."""
+        seconds = self._clock() - self._began
+        figures = {}
+        if self._steps and seconds > 0:
+            figures["perf/tokens_per_second"] = self._tokens / seconds
+            figures["perf/step_seconds"] = seconds / self._steps
+            figures["perf/data_wait_fraction"] = self._waited / seconds
+            if self._flops_per_token is not None:
+                figures["perf/model_flops_per_second"] = self._tokens * self._flops_per_token / seconds
+                if self._peak_flops is not None:
+                    figures["perf/mfu"] = figures["perf/model_flops_per_second"] / self._peak_flops
+        self.restart()
+        return figures
