@@ -1,5 +1,7 @@
 """Throughput, by a clock that the test sets."""
 
+import itertools
+
 from gptjax.run.meter import Meter
 
 

@@ -16,16 +16,16 @@ _EXAMPLES = {
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Add fit, sweep, recommend and validate to the parser of `gptjax scale`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="scale")
-    fit = subcommand(commands, "fit", "fit scaling laws to a table of runs")
+    fit = subcommand(commands, "fit", "fit scaling laws to a table of runs", _EXAMPLES["fit"])
     _table_options(fit)
-    sweep = subcommand(commands, "sweep", "train a grid of models, or go on with it")
+    sweep = subcommand(commands, "sweep", "train a grid of models, or go on with it", _EXAMPLES["sweep"])
     sweep.add_argument("file", help="Python file with a function sweep(); FILE:NAME for another name")
     sweep.add_argument("--workdir", type=Path, help="folder of the sweep (default: runs/ and its name)")
     sweep.add_argument("--processes", type=int, default=None, help="trunks trained at a time (default: one a core)")
     sweep.add_argument("--shard", default="0/1", help="i/n: this host's share of the trunks; hosts share --workdir")
     sweep.add_argument("--dry-run", action="store_true", help="show the grid and its FLOPs, and train nothing")
     sweep.add_argument("--json", action="store_true", help="print one JSON object")
-    recommend = subcommand(commands, "recommend", "say what to train with a budget")
+    recommend = subcommand(commands, "recommend", "say what to train with a budget", _EXAMPLES["recommend"])
     _table_options(recommend)
     recommend.add_argument("--flops", type=float, required=True, dest="budget", help="the budget, such as 1e23")
     recommend.add_argument("--vocab-size", type=int, default=32_768, help="of the model to shape")
@@ -34,7 +34,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     recommend.add_argument(
         "--parameters", default="matmul", help="count that n_params is in: total, non_embedding or matmul"
     )
-    validate = subcommand(commands, "validate", "hold out the largest budgets and predict them")
+    validate = subcommand(commands, "validate", "hold out the largest budgets and predict them", _EXAMPLES["validate"])
     _table_options(validate)
     validate.add_argument("--holdout", type=int, default=1, help="budgets held out (default: 1)")
 
