@@ -85,12 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         sub = _command(commands, name, command, text)
         sub.add_argument("run", type=Path, help="folder of a run")
         sub.add_argument("--stage", help="which stage's model (default: the last one that can talk)")
-        sub.add_argument("--temperature", type=float, default=0.7)
-        sub.add_argument("--top-p", type=float, default=0.95)
+        sub.add_argument("--temperature", type=float, default=0.7, help="0: the most likely token each time")
+        sub.add_argument("--top-p", type=float, default=0.95, help="share of the probability that is kept")
         sub.add_argument("--max-tokens", type=int, default=96, help="longest answer")
-        sub.add_argument("--seed", type=int, default=0)
+        sub.add_argument("--seed", type=int, default=0, help="of the draws")
         if name == "generate":
-            sub.add_argument("--prompt", required=True)
+            sub.add_argument("--prompt", required=True, help="what to answer")
             sub.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -112,11 +112,11 @@ def _add_tokenize(commands) -> None:
     tokenize.add_argument("folder", type=Path, help="where the shards go; give it again to go on")
     tokenize.add_argument("--tokenizer", type=Path, required=True, help="a sentencepiece model")
     tokenize.add_argument("--row-tokens", type=int, required=True, help="tokens of a row")
-    tokenize.add_argument("--field", default="text", help="of a JSON line, the text (default: text)")
-    tokenize.add_argument("--heldout-fraction", type=float, default=0.01, help="of the documents (default: 0.01)")
+    tokenize.add_argument("--field", default="text", help="of a JSON line, the text")
+    tokenize.add_argument("--heldout-fraction", type=float, default=0.01, help="of the documents")
     tokenize.add_argument("--long", choices=("split", "truncate", "drop"), default="split", help="long documents")
-    tokenize.add_argument("--part-megabytes", type=float, default=64.0, help="text of a shard (default: 64)")
-    tokenize.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at once (default: all cores)")
+    tokenize.add_argument("--part-megabytes", type=float, default=64.0, help="text of a shard")
+    tokenize.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at once")
     tokenize.add_argument("--json", action="store_true", help="print the counts as one JSON object")
 
 
@@ -124,8 +124,8 @@ def _add_curate(commands) -> None:
     curate = _command(commands, "curate", _curate, "drop near-duplicate and personal prompts and split them by user")
     curate.add_argument("file", type=Path, help="JSON lines, one prompt each")
     curate.add_argument("folder", type=Path, help="where train.jsonl, valid.jsonl, test.jsonl and curation.json go")
-    curate.add_argument("--field", default="prompt", help="of a line, the prompt: text or messages (default: prompt)")
-    curate.add_argument("--user-field", default="user", help="of a line, whom it comes from (default: user)")
+    curate.add_argument("--field", default="prompt", help="of a line, the prompt: text or messages")
+    curate.add_argument("--user-field", default="user", help="of a line, whom it comes from")
     curate.add_argument("--prefix-characters", type=int, default=100, help="equal beginnings of this length are one")
     curate.add_argument("--prompts-per-user", type=int, default=200, help="most prompts of one user")
     curate.add_argument("--valid", type=float, default=0.1, help="share of the users")

@@ -19,6 +19,17 @@ def subcommand(commands: Any, name: str, text: str, example: str, more: str = ""
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
         epilog=f"example: {example}{more}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help or "", action.default
+        has_one = default is not None and default is not False and default not in (argparse.SUPPRESS, [])
+        if not action.option_strings or not has_one or "default:" in text:
+            return text
+        return f"{text} (default: %(default)s)".lstrip()

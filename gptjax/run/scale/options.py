@@ -36,25 +36,25 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     )
     validate = subcommand(commands, "validate", "hold out the largest budgets and predict them", _EXAMPLES["validate"])
     _table_options(validate)
-    validate.add_argument("--holdout", type=int, default=1, help="budgets held out (default: 1)")
+    validate.add_argument("--holdout", type=int, default=1, help="budgets held out")
 
 
 def _table_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", type=Path, help=".jsonl or .csv, one run a row")
-    parser.add_argument("--method", default="varpro", help="varpro, huber or lad (default: varpro)")
+    parser.add_argument("--method", default="varpro", help="varpro, huber or lad")
     parser.add_argument("--delta", type=float, default=1e-3, help="of Huber's loss (log nats)")
     parser.add_argument("--draws", type=int, default=1000, help="bootstrap refits")
     parser.add_argument("--resampling", default="auto", help="auto, trunks or residuals")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    parser.add_argument("--n-params", default="n_params", metavar="COLUMN")
-    parser.add_argument("--n-tokens", default="n_tokens", metavar="COLUMN")
+    parser.add_argument("--n-params", default="n_params", metavar="COLUMN", help="parameters")
+    parser.add_argument("--n-tokens", default="n_tokens", metavar="COLUMN", help="training tokens")
     parser.add_argument(
         "--flops-column" if parser.prog.endswith("recommend") else "--flops", default="flops", metavar="COLUMN",
-        dest="flops",
+        dest="flops", help="training FLOPs",
     )  # fmt: skip
-    parser.add_argument("--loss", default="loss", metavar="COLUMN")
+    parser.add_argument("--loss", default="loss", metavar="COLUMN", help="held-out loss")
     parser.add_argument("--trunk", default="trunk", metavar="COLUMN", help="runs with equal values share training")
-    parser.add_argument("--tokenizer", default="tokenizer", metavar="COLUMN")
+    parser.add_argument("--tokenizer", default="tokenizer", metavar="COLUMN", help="runs of several are refused")
     parser.add_argument("--drop", nargs="+", default=[], metavar="RUN", help="runs to leave out, by name or 'line 7'")
     parser.add_argument("--report", type=Path, help="folder for report.html and the figures with their data")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
