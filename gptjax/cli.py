@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_plan(commands) -> None:
     plan = _command(commands, "plan", _plan, "compile an experiment for devices that are not there")
     plan.add_argument("file", help="as for run")
-    plan.add_argument("--topology", required=True, nargs="+", help="such as v5e:16x16 (needs gptjax[tpu]) or cpu:8")
+    plan.add_argument("--topology", required=True, nargs="+", help="such as v5e:16x16 (needs the extra tpu) or cpu:8")
     plan.add_argument("--slices", type=int, default=1, help="of that topology, joined by the data-centre network")
     plan.add_argument("--stage", help="of a recipe (default: the only one)")
     plan.add_argument("--search", action="store_true", help="rank layouts, remat policies and larger batches")

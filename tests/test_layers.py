@@ -1,6 +1,7 @@
 """Which package may import which: one table, checked on the source without running it."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,17 @@ def test_a_forbidden_import_is_seen():
     assert forbidden(Path("train/rollout.py"), {"gptjax.nn.norm.rms_norm"}) == []
     assert forbidden(Path("train/ppo.py"), {"gptjax.nn.norm.rms_norm"}) == ["nn"]
     assert forbidden(Path("run/driver.py"), {"gptjax.serve"}) == ["serve"]
+
+
+def test_no_imports_go_round_in_a_circle():
+    modules = {".".join(("gptjax", *path.with_suffix("").parts)): path for path in FILES}
+    graph = {module: modules.keys() & parents(imports(path)) for module, path in modules.items()}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(modules)  # raises on a circle
+
+
+def parents(names):
+    """The names and the modules that they may be in."""
+    return names | {name.rpartition(".")[0] for name in names}
 
 
 def users(library):

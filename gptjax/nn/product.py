@@ -123,5 +123,5 @@ def _library(matmuls: str) -> Any:
     try:
         import qwix
     except ImportError:
-        raise ValueError(f"model.matmuls {matmuls!r} needs qwix: pip install 'gptjax[quant]'") from None
+        raise ValueError(f"model.matmuls {matmuls!r} needs qwix: pip install -e '.[quant]' in the repository") from None
     return qwix

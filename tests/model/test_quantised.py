@@ -22,7 +22,7 @@ SIZES = {"vocab_size": 32, "layers": 1, "width": 32, "heads": 4, "kv_heads": 2, 
 
 @pytest.fixture(autouse=True)
 def qwix():
-    return pytest.importorskip("qwix", reason="quantised products need qwix: pip install 'gptjax[quant]'")
+    return pytest.importorskip("qwix", reason="quantised products need qwix: pip install -e '.[quant]'")
 
 
 def rows(mesh, tokens):

@@ -20,7 +20,7 @@ EQUATIONS = ("BTD,DNH->BTNH", "BTNH,NHD->BTD", "BTF,FD->BTD")
 
 @pytest.fixture
 def qwix():
-    return pytest.importorskip("qwix", reason="quantised products need qwix: pip install 'gptjax[quant]'")
+    return pytest.importorskip("qwix", reason="quantised products need qwix: pip install -e '.[quant]'")
 
 
 def numbers(letters, seed):
@@ -130,6 +130,6 @@ def test_a_mesh_gives_one_devices_numbers_in_the_layout_of_full_products(equatio
 
 def test_without_qwix_it_is_said_what_to_install(one_device, monkeypatch):
     monkeypatch.setitem(sys.modules, "qwix", None)
-    with pytest.raises(ValueError, match=r"model.matmuls 'int8' needs qwix: pip install 'gptjax\[quant\]'"):
+    with pytest.raises(ValueError, match=r"model.matmuls 'int8' needs qwix: pip install -e '.\[quant\]'"):
         int8(jnp.ones((1, 2)), jnp.ones((2, 1)))
     np.testing.assert_array_equal(int8(jnp.ones((1, 2)), jnp.ones((2, 1)), "full"), [[2.0]])

@@ -25,7 +25,7 @@ QUICK = {("reward", MIXED), ("grpo given", MIXED), ("lm", "moe, expert 4, all-to
 )
 def test_three_updates_on_a_mesh_equal_those_on_one_device(objective, layout, x64):
     if "matmuls" in LAYOUTS[layout].model:
-        pytest.importorskip("qwix", reason="quantised products need qwix: pip install 'gptjax[quant]'")
+        pytest.importorskip("qwix", reason="quantised products need qwix: pip install -e '.[quant]'")
     far, _ = difference(objective, LAYOUTS[layout], "float64")
     assert far <= TOLERANCE["float64"]
 

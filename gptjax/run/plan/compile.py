@@ -120,7 +120,9 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError(f"--topology {topology} needs libtpu: pip install 'gptjax[tpu]', or plan for cpu:8") from None
+        raise ValueError(
+            f"--topology {topology} needs libtpu: pip install -e '.[tpu]' in the repository, or plan for cpu:8"
+        ) from None
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
