@@ -6,14 +6,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec, reshard
+from jax.sharding import PartitionSpec
 
-from gptjax import dims
 from gptjax.choices import check_choices
 from gptjax.losses.groups import Aggregation, aggregated, clipped_surrogate, constant_groups, kl_token_loss
 from gptjax.losses.policy import kl_estimates, masked_sum
 from gptjax.model_types import Model
 from gptjax.train.accumulate import accumulated, totals
+from gptjax.train.minibatch import minibatch_rows, taken
 from gptjax.train.response import response_logp
 from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance
@@ -143,7 +143,7 @@ def grpo_step(
 
     Source: Shao et al. 2024, arXiv:2402.03300; Ahmadian et al. 2024, arXiv:2402.14740 (RLOO).
     """
-    batch = group_minibatch(state, rollout, config)
+    batch = taken(rollout, minibatch_rows(state, config)[0])
     flat = GroupRollout(**{name: _flat(x) for name, x in vars(batch).items()})
     rows, count = flat.mask_BCR.shape[0], jnp.maximum(_count(flat, config), 1)
 
@@ -157,22 +157,6 @@ def grpo_step(
     after, figures = advance(state, grads, optimizer, loss=sums["loss"] / count)
     metrics = _update_metrics(sums, count) | router_metrics(totals(routers), rows)
     return after, metrics | _rollout_metrics(rollout) | figures
-
-
-def group_minibatch(state: TrainState, rollout: GroupRollout, config: GrpoConfig) -> GroupRollout:
-    """The groups of this update: each epoch is a fresh permutation of the prompts, cut into equal pieces."""
-    number = state.step % config.updates
-    epoch, piece = number // config.minibatches, number % config.minibatches
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step // config.updates)
-    order_B = jax.random.permutation(jax.random.fold_in(key, epoch + 1), config.prompts)
-    size = config.prompts // config.minibatches
-    chosen_B = jax.lax.dynamic_slice_in_dim(order_B, piece * size, size)
-
-    def take(x):
-        taken = x.at[chosen_B].get(out_sharding=dims.act_spec("BCS"[: x.ndim]))
-        return reshard(taken, jax.typeof(x).sharding.spec)
-
-    return jax.tree.map(take, rollout)
 
 
 def _flat(x: jax.Array) -> jax.Array:

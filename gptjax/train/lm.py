@@ -1,15 +1,14 @@
 """Language modelling: one next-token update on packed documents."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax.losses.cross_entropy import chunked_nll
+from gptjax.losses.cross_entropy import NllSums
 from gptjax.model_types import Model
 from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.router import router_loss, router_metrics
+from gptjax.train.rows import row_sums, weight_sum
 from gptjax.train.update import advance, step_key
 from gptjax.types import LmBatch, Metrics, TrainState
 
@@ -35,14 +34,11 @@ def lm_step(
         dropout: drop out at the model's rate.
         microbatches: pieces in which the gradient is computed.
     """
-    rows, count = batch.tokens_BT.shape[0], jnp.maximum(jnp.sum(batch.weights_BT), 1.0)
+    rows, count = batch.tokens_BT.shape[0], weight_sum(batch)
 
     def share(params, batch, number):
         key = step_key(state, number) if dropout else None
-        hidden = partial(model.hidden, params, state.frozen, key=key)
-        h_BTD, router = hidden(batch.tokens_BT, batch.segments_BT, batch.positions_BT)
-        unembed = partial(model.unembed, model.gather_unembedding(params), state.frozen)
-        sums = chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=loss_chunks)
+        sums, router = row_sums(params, state.frozen, batch, model, chunks=loss_chunks, key=key)
         return (sums.nll_sum + z_loss * sums.z_sum) / count + router_loss(router, rows), (sums, router)
 
     grads, aux = accumulated(share, state.params, batch, microbatches)
@@ -58,8 +54,6 @@ def lm_step(
     return after, metrics | figures
 
 
-def lm_sums(state: TrainState, batch: LmBatch, *, model: Model, loss_chunks: int = 1):
+def lm_sums(state: TrainState, batch: LmBatch, *, model: Model, loss_chunks: int = 1) -> NllSums:
     """Held-out sums of a batch (no dropout, no z-loss), to be added over batches before dividing."""
-    h_BTD, _ = model.hidden(state.params, state.frozen, batch.tokens_BT, batch.segments_BT, batch.positions_BT)
-    unembed = partial(model.unembed, state.params, state.frozen)
-    return chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=loss_chunks)
+    return row_sums(state.params, state.frozen, batch, model, chunks=loss_chunks)[0]

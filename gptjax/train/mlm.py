@@ -1,17 +1,15 @@
 """Masked language modelling: one update on rows some of whose tokens are hidden."""
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax.losses.cross_entropy import NllSums, chunked_nll
-from gptjax.model_types import Model, RouterSums
+from gptjax.losses.cross_entropy import NllSums
+from gptjax.model_types import Model
 from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.router import router_loss, router_metrics
+from gptjax.train.rows import row_sums, weight_sum
 from gptjax.train.update import advance, step_key
-from gptjax.types import LmBatch, Metrics, Params, TrainState
+from gptjax.types import LmBatch, Metrics, TrainState
 
 
 def mlm_step(
@@ -36,11 +34,11 @@ def mlm_step(
 
     Source: Devlin et al. 2019, arXiv:1810.04805, section 3.1.
     """
-    rows, count = batch.tokens_BT.shape[0], jnp.maximum(jnp.sum(batch.weights_BT), 1.0)
+    rows, count = batch.tokens_BT.shape[0], weight_sum(batch)
 
     def share(params, batch, number):
         key = step_key(state, number) if dropout else None
-        sums, router = _sums(params, state.frozen, batch, model, loss_chunks, key)
+        sums, router = row_sums(params, state.frozen, batch, model, chunks=loss_chunks, causal=False, key=key)
         return sums.nll_sum / count + router_loss(router, rows), (sums, router)
 
     grads, aux = accumulated(share, state.params, batch, microbatches)
@@ -57,13 +55,4 @@ def mlm_step(
 
 def mlm_sums(state: TrainState, batch: LmBatch, *, model: Model, loss_chunks: int = 1) -> NllSums:
     """Held-out sums of a batch (no dropout), to be added over batches before dividing."""
-    return _sums(state.params, state.frozen, batch, model, loss_chunks, None)[0]
-
-
-def _sums(
-    params: Params, frozen: Params, batch: LmBatch, model: Model, chunks: int, key: jax.Array | None
-) -> tuple[NllSums, RouterSums | None]:
-    rows = batch.tokens_BT, batch.segments_BT, batch.positions_BT
-    h_BTD, router = model.hidden(params, frozen, *rows, causal=False, key=key)
-    unembed = partial(model.unembed, model.gather_unembedding(params), frozen)
-    return chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=chunks), router
+    return row_sums(state.params, state.frozen, batch, model, chunks=loss_chunks, causal=False)[0]

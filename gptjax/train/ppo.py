@@ -1,15 +1,12 @@
 """Proximal policy optimisation: one minibatch update on a rollout."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax import dims
-from gptjax.losses.cross_entropy import chunked_nll
 from gptjax.losses.policy import (
     adapted_kl_coefficient,
     clipped_policy_loss,
@@ -21,9 +18,11 @@ from gptjax.losses.policy import (
 from gptjax.losses.returns import gae, whitened
 from gptjax.model_types import Model, ScalarModel, ValueHead
 from gptjax.train.accumulate import accumulated, totals
+from gptjax.train.minibatch import minibatch_rows, taken
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.response import hidden_logp, response_hidden, response_values
 from gptjax.train.router import router_loss, router_metrics
+from gptjax.train.rows import row_sums, weight_sum
 from gptjax.train.update import advance, chosen
 from gptjax.types import LmBatch, Metrics, Params, Rollout, TrainState
 
@@ -135,28 +134,13 @@ def _gradients(
 
 
 def minibatch(state: TrainState, rollout: Rollout, config: PpoConfig) -> tuple[Rollout, LmBatch | None]:
-    """The rows of this update: each epoch is a fresh permutation of the rollout, cut into equal pieces."""
-    number = state.step % config.updates
-    epoch, piece = number // config.minibatches, number % config.minibatches
-    collected = state.step // config.updates
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), collected)
-    order_B = jax.random.permutation(jax.random.fold_in(key, epoch + 1), config.prompts)
-    size = config.prompts // config.minibatches
-    rows_B = jax.lax.dynamic_slice_in_dim(order_B, piece * size, size)
-
-    def take(x, rows_B):
-        return x.at[rows_B].get(out_sharding=dims.act_spec("BT" if x.ndim > 1 else "B", decoding=True))
-
-    def take_layout(x, rows_B):
-        return x if jnp.ndim(x) == 0 else jax.sharding.reshard(take(x, rows_B), jax.typeof(x).sharding.spec)
-
+    """The rows of this update, and its share of the pre-training rows."""
+    rows_B, piece = minibatch_rows(state, config)
     pretrain = rollout.pretrain
     if pretrain is not None:
         share = pretrain.tokens_BT.shape[0] // config.minibatches
-        own_B = jnp.arange(share) + piece * share
-        pretrain = jax.tree.map(lambda x: take_layout(x, own_B), pretrain)
-    responses = dataclasses.replace(rollout, pretrain=None)
-    return jax.tree.map(lambda x: take_layout(x, rows_B), responses), pretrain
+        pretrain = taken(pretrain, jnp.arange(share) + piece * share)
+    return taken(dataclasses.replace(rollout, pretrain=None), rows_B), pretrain
 
 
 def _rows(batch: Rollout) -> dict[str, jax.Array]:
@@ -210,13 +194,12 @@ def _with_pretraining(
     grads: Params, state: TrainState, pretrain: LmBatch, policy: Model, config: PpoConfig, microbatches: int
 ):
     """The gradients with that of the pre-training loss accumulated into the policy's, and how large each is."""
-    rows, count = pretrain.tokens_BT.shape[0], jnp.maximum(jnp.sum(pretrain.weights_BT), 1.0)
+    rows, count = pretrain.tokens_BT.shape[0], weight_sum(pretrain)
 
     def share(params, batch, number):
         del number
-        h_BTD, router = policy.hidden(params, state.frozen, batch.tokens_BT, batch.segments_BT, batch.positions_BT)
-        unembed = partial(policy.unembed, policy.gather_unembedding(params), state.frozen)
-        nll = chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT).nll_sum / count
+        sums, router = row_sums(params, state.frozen, batch, policy)
+        nll = sums.nll_sum / count
         return nll + router_loss(router, rows), nll
 
     own, losses = accumulated(share, state.params["policy"], pretrain, microbatches)

@@ -1,14 +1,12 @@
 """Supervised fine-tuning: one update on packed conversations; only what the assistant says is a target."""
 
-from functools import partial
-
 import jax.numpy as jnp
 import optax
 
-from gptjax.losses.cross_entropy import chunked_nll
 from gptjax.model_types import Model
 from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.router import router_loss, router_metrics
+from gptjax.train.rows import row_sums, weight_sum
 from gptjax.train.update import advance, step_key
 from gptjax.types import LmBatch, Metrics, TrainState
 
@@ -37,15 +35,11 @@ def sft_step(
 
     Source: Ouyang et al. 2022, arXiv:2203.02155, appendix C.1.
     """
-    rows, weight_sum = batch.tokens_BT.shape[0], jnp.sum(batch.weights_BT)
-    count = jnp.where(weight_sum > 0, weight_sum, 1.0)
+    rows, count = batch.tokens_BT.shape[0], weight_sum(batch)
 
     def share(params, batch, number):
         key = step_key(state, number) if dropout else None
-        hidden = partial(model.hidden, params, state.frozen, key=key)
-        h_BTD, router = hidden(batch.tokens_BT, batch.segments_BT, batch.positions_BT)
-        unembed = partial(model.unembed, model.gather_unembedding(params), state.frozen)
-        sums = chunked_nll(unembed, h_BTD, batch.targets_BT, batch.weights_BT, chunks=loss_chunks)
+        sums, router = row_sums(params, state.frozen, batch, model, chunks=loss_chunks, key=key)
         return sums.nll_sum / count + router_loss(router, rows), (sums, router)
 
     grads, aux = accumulated(share, state.params, batch, microbatches)

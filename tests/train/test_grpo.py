@@ -12,7 +12,8 @@ from tables import bigram
 
 from gptjax.run.mesh import put
 from gptjax.train.group_rollout import judged_groups
-from gptjax.train.grpo import GrpoConfig, GrpoLoss, RlooLoss, group_minibatch, grpo_step
+from gptjax.train.grpo import GrpoConfig, GrpoLoss, RlooLoss, grpo_step
+from gptjax.train.minibatch import minibatch_rows, taken
 from gptjax.train.update import initial_state
 from gptjax.types import GroupRollout
 
@@ -142,7 +143,8 @@ def test_minibatches_are_cut_along_prompts(one_device):
     state = initial_state({"w": jnp.zeros(1)}, SGD, jax.random.key(0))
     orders = []
     for step in range(6):
-        batch = group_minibatch(dataclasses.replace(state, step=jnp.int32(step)), rollout, config)
+        rows_B, _ = minibatch_rows(dataclasses.replace(state, step=jnp.int32(step)), config)
+        batch = taken(rollout, rows_B)
         numbers_BC = np.asarray(batch.tokens_BCT[:, :, 0])
         np.testing.assert_array_equal(numbers_BC[:, 0], numbers_BC[:, 1])
         np.testing.assert_array_equal(batch.tokens_BCT[:, :, 1:], [[[1, 2], [2, END]]] * 2)
