@@ -21,7 +21,7 @@ from gptjax.run.driver import run
 from gptjax.run.experiment import Experiment, Recipe, check_layout
 from gptjax.run.mesh import MeshConfig, make_mesh
 from gptjax.run.metrics import read_metrics
-from gptjax.run.tasks.dpo import DpoTask, reference_rows
+from gptjax.run.tasks.dpo import DpoTask, pairs_fingerprint, reference_rows
 from gptjax.run.tasks.grpo import GrpoTask
 from gptjax.run.tasks.judge import Judge
 from gptjax.run.tasks.ppo import PpoTask
@@ -134,12 +134,25 @@ def test_dpo_is_examined_like_ppo_where_there_is_a_reward_model(untrained, one_d
     assert len(found["answers"]) == 2
 
 
+def pairs(answers):
+    comparisons = [
+        Comparison(
+            messages=[{"role": "user", "content": str(number)}],
+            responses=[Response(content="a"), Response(content=answer)],
+            ranks=[1, 2],
+        )
+        for number, answer in enumerate(answers)
+    ]
+    return preference_batch(comparisons, train_tokenizer(TEXTS, TINY.vocab_size), 16, pairs="all")[0]
+
+
+def test_one_changed_answer_changes_the_fingerprint_though_as_many_pairs_are_left():
+    assert pairs_fingerprint(pairs("bbb")) == pairs_fingerprint(pairs("bbb"))
+    assert pairs_fingerprint(pairs("bbb")) != pairs_fingerprint(pairs("bbc"))
+
+
 def test_reference_numbers_are_computed_once_and_then_read(tmp_path):
-    both = [Response(content="a"), Response(content="b")]
-    prompts = [[{"role": "user", "content": str(n)}] for n in range(5)]
-    comparisons = [Comparison(messages=messages, responses=both, ranks=[1, 2]) for messages in prompts]
-    rows, _ = preference_batch(comparisons, train_tokenizer(TEXTS, TINY.vocab_size), 16, pairs="all")
-    calls = []
+    rows, calls = pairs("bbbbb"), []
 
     def logps(batch):
         calls.append(len(batch.lengths_BC))

@@ -109,7 +109,7 @@ def build(config: DpoTask, setup: Setup) -> Task:
         tokens="dpo/tokens",
         loss="dpo/loss",
         flops_per_token=setup.model.train_flops_per_token(row_tokens),
-        data_fingerprint=f"{_fingerprint(rows)}-{tokenizer.fingerprint[:16]}",
+        data_fingerprint=f"{pairs_fingerprint(rows)}-{tokenizer.fingerprint[:16]}",
     )
 
 
@@ -152,7 +152,7 @@ def reference_rows(
         return with_reference(rows, dict(zip(stored["ids"].tolist(), stored["logp_BC"], strict=True)))
 
 
-def _fingerprint(rows: PreferenceBatch) -> str:
+def pairs_fingerprint(rows: PreferenceBatch) -> str:
     """Of the pairs alone: what the reference thinks of them is kept beside them."""
     return hashlib.sha256("".join(pair_ids(rows)).encode()).hexdigest()[:16]
 
