@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptjax.data.conversations import Message
 from gptjax.data.preferences import Response
 
 WEIGHTS = {"relevance": 0.5, "sentence": 0.5, "prose": 2.5, "length": 0.5, "repetition": 0.5, "ending": 0.5}
 TARGET_LENGTH, LENGTH_SPREAD = 70.0, 35.0  # characters
-_NAME = re.compile(r"`(\w+(?:\.\w+)*)`")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SUFFIXES = ("ations", "ation", "ings", "ing", "ers", "er", "ies", "ed", "es", "s", "e", "y")
 _SENTENCE_BREAK = re.compile(r"[.!?](?=\s)")
@@ -94,19 +92,6 @@ def rubric(prompt_name: str, answer: str, ended: bool) -> dict[str, float]:
         "repetition": _freshness(text.lower().split()),
         "ending": float(ended and bool(text)),
     }
-
-
-def asked_name(messages: Sequence[Message]) -> str:
-    """The dotted name that the last user message asks about: its last one in backticks.
-
-    Raises:
-        ValueError: no user message, or no name in backticks in it.
-    """
-    asked = [message["content"] for message in messages if message["role"] == "user"]
-    names = _NAME.findall(asked[-1]) if asked else []
-    if not names:
-        raise ValueError(f"no `name` in backticks in the last question: {asked[-1][:80] if asked else 'no question'!r}")
-    return names[-1]
 
 
 def corruptions(answer: str, rng: np.random.Generator, others: Sequence[str]) -> list[Response]:

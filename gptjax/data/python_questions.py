@@ -24,7 +24,12 @@ _PHRASINGS = (
 _ROLE = re.compile(r":[\w:]+:`~?([^`<]+)`")  # reStructuredText: :class:`~a.B`
 _SENTENCE_END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)(?<!cf)[.!?](?=\s+[A-Z`(\"'])")
 _NOT_PROSE = re.compile(
-    r">>>|->|=>|--|==|\*\*|[{}\\|<>@~^#\[\]]|https?:|\.\.\.|:$|^\W|^(XXX|TODO|FIXME|Deprecated|See )"
+    r"""
+      >>> | -> | => | -- | == | \*\* | [{}\\|<>@~^\#\[\]]   # code, arrows and tables
+    | https?: | \.\.\. | :$                                # links, ellipses, what announces a list
+    | ^\W | ^(XXX|TODO|FIXME|Deprecated|See\ )             # what does not begin like a sentence
+    """,
+    re.VERBOSE,
 )
 
 

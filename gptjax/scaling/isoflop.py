@@ -48,22 +48,16 @@ class Minimum:
 class PowerLaw:
     """y = coefficient x C^exponent through the minima.
 
-    interval: 95 %, of the exponent.  draws: f64[R, 2] of (ln coefficient, exponent).
+    interval: 95 %, of the exponent.
     """
 
     coefficient: float
     exponent: float
     interval: tuple[float, float]
-    draws: np.ndarray
 
     def at(self, c: float) -> float:
         """The line at C."""
         return self.coefficient * c**self.exponent
-
-    def interval_at(self, c: float) -> tuple[float, float]:
-        """95 % interval of the line at C."""
-        low, high = interval(self.draws[:, 0] + self.draws[:, 1] * np.log(c))
-        return float(np.exp(low)), float(np.exp(high))
 
 
 def minima(runs: Runs, law: Law, *, noise: float, draws: int = 1000, seed: int = 0) -> tuple[list[Minimum], np.ndarray]:
@@ -113,9 +107,7 @@ def power_law(found: list[Minimum], log_n_draws: np.ndarray, k: float, *, tokens
     line = np.linalg.lstsq(x, log_n, rcond=None)[0]
     lines = (np.linalg.pinv(x) @ drawn.T).T
     low, high = interval(lines[:, 1]) if len(lines) else (-np.inf, np.inf)
-    return PowerLaw(
-        coefficient=float(np.exp(line[0])), exponent=float(line[1]), interval=(low, high), draws=lines
-    )  # fmt: skip
+    return PowerLaw(coefficient=float(np.exp(line[0])), exponent=float(line[1]), interval=(low, high))
 
 
 def _profile(mine: Runs) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptjax.data.labeler import WEIGHTS, SimulatedLabeler, asked_name, corruptions, rubric
+from gptjax.data.labeler import WEIGHTS, SimulatedLabeler, corruptions, rubric
 from gptjax.data.preferences import check_ranks
 from gptjax.data.python_questions import questions
 
@@ -69,7 +69,6 @@ def test_scores_spread_over_good_and_corrupted_answers():
     answers = [question.answer for question in asked]
     golds: dict[str, list[float]] = {}
     for question in asked:
-        assert asked_name(question.messages) == question.name
         golds.setdefault("answer", []).append(labeler.gold_score(question.name, question.answer, True))
         for response in corruptions(question.answer, rng, answers):
             gold = labeler.gold_score(question.name, response.content, response.ended)
@@ -82,16 +81,6 @@ def test_scores_spread_over_good_and_corrupted_answers():
     assert every.std() > 0.8
     assert every.min() < 1.5
     assert every.max() > 4.8
-
-
-def test_the_asked_name_is_the_last_one_in_backticks():
-    examples = "What does `a.b` do?\nIt joins `c`.\n\nSignature: d.e(f='`')\nWhat does `d.e` do?"
-    messages = [{"role": "user", "content": "`x`"}, {"role": "assistant", "content": "y"}]
-    assert asked_name([*messages, {"role": "user", "content": examples}]) == "d.e"
-    with pytest.raises(ValueError, match="no `name` in backticks in the last question: 'What is it"):
-        asked_name([*messages, {"role": "user", "content": "What is it?"}])
-    with pytest.raises(ValueError, match="no `name`"):
-        asked_name([{"role": "assistant", "content": "`y`"}])
 
 
 def test_without_ties_choices_follow_bradley_terry():
