@@ -1,29 +1,40 @@
-"""Settings that are one of a few words."""
+"""Settings that are one of a few words, or other settings: from the command line they are typed, from Python not."""
 
+import dataclasses
 import types
 import typing
 from functools import cache
 from typing import Any
 
 
-def check_choices(config: Any, name: str) -> None:
-    """Raise ValueError if a field that is declared as a Literal holds something else.
+def check_choices(config: Any, name: str = "") -> None:
+    """Raise ValueError if a field declared as a Literal, or as a dataclass, holds something else.
 
     Args:
         config: a dataclass.
-        name: of the config in messages, such as "model".
+        name: of the config in messages, such as "model"; "" for the outermost one.
     """
-    for field, choices in _choices(type(config)).items():
+    prefix = f"{name}." if name else ""
+    words, kinds = _declared(type(config))
+    for field, choices in words.items():
         value = getattr(config, field)
         if value not in choices:
-            raise ValueError(f"{name}.{field}: choose one of {', '.join(map(str, choices))}, got {value!r}")
+            raise ValueError(f"{prefix}{field}: choose one of {', '.join(map(str, choices))}, got {value!r}")
+    for field, choices in kinds.items():
+        value = getattr(config, field)
+        if not isinstance(value, choices):
+            listed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in choices)
+            raise ValueError(f"{prefix}{field}: expected {listed}, got {value!r}")
 
 
 @cache
-def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
-    found = {}
+def _declared(kind: type) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[type, ...]]]:
+    """(the words of each Literal field, the classes of each field of dataclasses)."""
+    words, kinds = {}, {}
     for field, hint in typing.get_type_hints(kind).items():
         members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
         if all(member is type(None) or typing.get_origin(member) is typing.Literal for member in members):
-            found[field] = tuple(choice for member in members for choice in typing.get_args(member) or (None,))
-    return found
+            words[field] = tuple(choice for member in members for choice in typing.get_args(member) or (None,))
+        elif all(member is type(None) or dataclasses.is_dataclass(member) for member in members):
+            kinds[field] = members
+    return words, kinds

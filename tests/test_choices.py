@@ -10,6 +10,7 @@ from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.experiment import Experiment
 from gptjax.run.tasks.lm import LmTask
+from gptjax.run.tasks.ppo import PpoTask
 from gptjax.train.grpo import GrpoConfig, GrpoLoss, RlooLoss
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.reward import RewardConfig
@@ -60,6 +61,23 @@ def test_others_are_named_with_the_choices(changes, message):
                 task=LmTask(long="wrap"), model=MODEL, optimizer=OptimizerConfig(peak_lr=1.0), steps=1, batch_size=1
             ),
             "task.long: choose one of split, truncate, drop, got 'wrap'",
+        ),
+        (lambda: GrpoConfig(loss="rloo"), "grpo.loss: expected GrpoLoss or RlooLoss, got 'rloo'"),
+        (
+            lambda: Experiment(
+                task=LmTask(), model="gpt2", optimizer=OptimizerConfig(peak_lr=1.0), steps=1, batch_size=1
+            ),
+            "model: expected ModelConfig, got 'gpt2'",
+        ),
+        (
+            lambda: Experiment(
+                task=PpoTask(value_optimizer=1e-3),
+                model=MODEL,
+                optimizer=OptimizerConfig(peak_lr=1.0),
+                steps=1,
+                batch_size=1,
+            ),
+            "task.value_optimizer: expected OptimizerConfig or None, got 0.001",
         ),
     ],
 )

@@ -80,6 +80,7 @@ class Experiment:
     branch_from: str | None = None
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_choices(self.task, "task")
         for name in ("steps", "batch_size", "microbatches", "save_every", "keep"):
             if getattr(self, name) < 1:

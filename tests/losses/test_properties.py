@@ -59,6 +59,15 @@ def test_half_precision_logits_are_refused():
         token_nll(jnp.zeros((1, 2, 8), jnp.bfloat16), jnp.zeros((1, 2), int))
 
 
+def test_each_target_counts_by_its_weight():
+    # two words with logits 0 and ln 3: probabilities 1/4 and 3/4
+    logits_BTV = jnp.log(jnp.array([[[1.0, 3.0]] * 3]))
+    sums = nll_sums(logits_BTV, jnp.array([[0, 1, 1]]), jnp.array([[0.5, 2.0, 0.0]]))
+    np.testing.assert_allclose(sums.nll_sum, 0.5 * np.log(4) + 2.0 * np.log(4 / 3), rtol=1e-6)
+    np.testing.assert_allclose(sums.correct_sum, 2.0)
+    np.testing.assert_allclose(sums.weight_sum, 2.5)
+
+
 def test_nan_where_nothing_counts_does_not_leak():
     logits_BTV = jnp.zeros((1, 3, 4)).at[0, 2].set(jnp.nan)
     sums = nll_sums(logits_BTV, jnp.zeros((1, 3), int), jnp.asarray([[1.0, 1.0, 0.0]]))
