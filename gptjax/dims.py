@@ -14,7 +14,6 @@ MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 BATCH_AXES = ("data", "fsdp", "expert")
 
 _PARAM: dict[str, str | tuple[str, ...] | None] = {
-    "D": "fsdp",
     "N": "tensor",
     "K": "tensor",
     "F": "tensor",

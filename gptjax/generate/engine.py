@@ -1,6 +1,7 @@
 """Sampling: prefill the prompts, then one token at a time with a cache, inside jit."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,21 +169,24 @@ def _generated(
         cache, h_BTD = model.decode(params, frozen, cache, token_B[:, None], segments_BS, position_BT, slot)
         return r + 1, cache, h_BTD, alive_B & (token_B != end_id), tokens_BR, mask_BR, logp_BR, segments_BS
 
-    batch = lengths_B.shape[0]
-    row_spec, column_spec = dims.act_spec("B"), dims.act_spec("BS")
     logits = jax.eval_shape(lambda: next_logits(model, params, frozen, h_BTD))
-    start = (
-        jnp.int32(0),
-        cache,
-        h_BTD,
-        jnp.ones((batch,), bool, out_sharding=row_spec),
-        jnp.zeros((batch, longest), jnp.int32, out_sharding=column_spec),
-        jnp.zeros((batch, longest), bool, out_sharding=column_spec),
-        jnp.zeros((batch, longest), logits.dtype, out_sharding=column_spec) if keep_logp else None,
-        segments_BS,
-    )
+    none_yet = _nothing_drawn(lengths_B.shape[0], longest, logits.dtype if keep_logp else None)
+    start = (jnp.int32(0), cache, h_BTD, *none_yet, segments_BS)
     _, _, _, _, tokens_BR, mask_BR, logp_BR, _ = jax.lax.while_loop(unfinished, body, start)
     return tokens_BR, mask_BR, logp_BR
+
+
+def _nothing_drawn(
+    rows: int, longest: int, logp_dtype: Any | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """(alive_B, tokens_BR, mask_BR, logp_BR, or None without a dtype) before the first token."""
+    spec = dims.act_spec("BS")
+    return (
+        jnp.ones((rows,), bool, out_sharding=dims.act_spec("B")),
+        jnp.zeros((rows, longest), jnp.int32, out_sharding=spec),
+        jnp.zeros((rows, longest), bool, out_sharding=spec),
+        None if logp_dtype is None else jnp.zeros((rows, longest), logp_dtype, out_sharding=spec),
+    )
 
 
 def _with_column(x_BS: jax.Array, column_B: jax.Array, index: jax.Array) -> jax.Array:

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
-from tables import bigram
 
 from gptjax import dims
-from gptjax.generate.engine import SamplingConfig, drawn, generate, generate_with_logp, prefilled
+from gptjax.generate.engine import SamplingConfig, drawn, generate, prefilled
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model
 from gptjax.model_types import ScalarModel
@@ -132,54 +131,3 @@ def test_what_stands_before_each_response_token_is_one_column_earlier(one_device
 def chain():
     """A table that leads from 0 to 2 to 3 to the end token and from the end token to 2."""
     return {"table": 50.0 * jnp.asarray([[0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]], jnp.float32)}
-
-
-@pytest.mark.parametrize(
-    ("longest", "tokens", "mask"),
-    [
-        (5, [[2, 3, 1, 0, 0], [1, 0, 0, 0, 0]], [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]),
-        (2, [[2, 3], [1, 0]], [[1, 1], [1, 0]]),
-    ],
-)
-def test_a_response_ends_with_its_end_token_or_at_the_longest(longest, tokens, mask, one_device):
-    # prompts that end in 0 and in 3: 0 -> 2 -> 3 -> end, 3 -> end
-    prompts = put(
-        PromptBatch(tokens_BP=np.array([[2, 0], [0, 3]], np.int32), lengths_B=np.array([2, 1], np.int32)), one_device
-    )
-    sampling = SamplingConfig(max_new_tokens=longest)
-    found = generate(bigram(), chain(), {}, prompts, jax.random.key(0), sampling=sampling, end_id=1)
-    assert [np.asarray(x).tolist() for x in found] == [tokens, np.array(mask, bool).tolist()]
-
-
-def test_each_token_has_its_own_randomness(one_device):
-    # a uniform table over 4 tokens without the end: 2 rows of 24 draws are neither constant nor alike
-    prompts = put(PromptBatch(tokens_BP=np.zeros((2, 1), np.int32), lengths_B=np.ones(2, np.int32)), one_device)
-    flat, sampling = {"table": jnp.zeros((4, 4))}, SamplingConfig(max_new_tokens=24)
-    tokens, mask = generate(bigram(), flat, {}, prompts, jax.random.key(0), sampling=sampling, end_id=9)
-    assert np.asarray(mask).all()
-    assert all(len(set(row.tolist())) == 4 for row in np.asarray(tokens))
-    assert (np.asarray(tokens)[0] != np.asarray(tokens)[1]).any()
-    again = drawn(bigram(), flat, {}, jnp.zeros((2, 1, 4)), jax.random.fold_in(jax.random.key(0), 0), sampling)
-    np.testing.assert_array_equal(again, np.asarray(tokens)[:, 0])
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"max_new_tokens": 0}, "sampling.max_new_tokens must be at least 1, got 0"),
-        ({"temperature": -1.0}, "sampling.temperature must not be negative, got -1.0"),
-        ({"top_k": -1}, "sampling.top_k must not be negative, got -1"),
-        ({"top_p": 0.0}, r"sampling.top_p must lie in \(0, 1\], got 0.0"),
-    ],
-)
-def test_wrong_sampling_is_named(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        SamplingConfig(**wrong)
-
-
-@pytest.mark.parametrize("truncated", [{"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.9}])
-def test_responses_to_train_on_come_from_the_whole_distribution(truncated, one_device):
-    prompts = put(PromptBatch(tokens_BP=np.zeros((1, 1), np.int32), lengths_B=np.ones(1, np.int32)), one_device)
-    sampling = SamplingConfig(max_new_tokens=2, **truncated)
-    with pytest.raises(ValueError, match="training needs responses from the whole distribution"):
-        generate_with_logp(bigram(), chain(), {}, prompts, jax.random.key(0), sampling=sampling, end_id=1)
