@@ -7,7 +7,7 @@
 `experiments/isoflop_mini.py:full` has four budgets and takes up to two hours, `:ci` shows in about a minute that the
 machinery works, and `:large_batch` is a lesson: with too large a batch the best size leaves the grid, and the fit says
 so. Every size is one trunk of constant learning rate with a decay branch for each budget; the batch follows the size's
-middle horizon, the learning rate the batch. Expected figures: docs/scaling.md.
+middle horizon, the learning rate batch and size. Expected figures: docs/scaling.md.
 """
 
 import math
@@ -19,6 +19,7 @@ from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.experiment import Experiment
 from gptjax.run.scale.grid import Sweep, Trunk, isoflop
 from gptjax.run.tasks.lm import LmTask
+from gptjax.scaling.accounting import counts
 
 ROW_TOKENS = 128
 SHAPES = {  # name: layers, width; the name is the number of matmul parameters
@@ -47,13 +48,18 @@ MODELS = {name: model(*shape) for name, shape in SHAPES.items()}
 
 
 def template(model: ModelConfig, batch_tokens: int, heldout_fraction: float = 0.015) -> Experiment:
-    """AdamW, warm-up of at most 100,000 tokens, linear decay to nothing over the last fifth."""
+    """AdamW, warm-up of at most 100,000 tokens, linear decay to nothing over the last fifth.
+
+    The rate falls with the cube root of the size, as the basins of 68k, 251k and 631k say. One rate for all sizes makes
+    the larger ones worse for each token than the smaller ones, which bends every profile to the left (docs/log.md,
+    2026-11-26).
+    """
     return Experiment(
         task=_task(heldout_fraction),
         model=model,
         optimizer=OptimizerConfig(
-            peak_lr=0.011 * math.sqrt(batch_tokens / 2048), schedule="wsd", decay_fraction=0.2, final_fraction=0.0,
-            warmup_steps=min(150, 100_000 // batch_tokens), b2=0.99,
+            peak_lr=0.147 * math.sqrt(batch_tokens / 1024) / counts(model).matmul ** (1 / 3), schedule="wsd",
+            decay_fraction=0.2, final_fraction=0.0, warmup_steps=min(150, 100_000 // batch_tokens), b2=0.99,
         ),
         steps=1,
         batch_size=batch_tokens // ROW_TOKENS,
