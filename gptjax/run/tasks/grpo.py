@@ -31,6 +31,7 @@ class GrpoTask(PolicyTask):
 def build(config: GrpoTask, setup: Setup) -> Task:
     """The task, with its prompts rendered and its three models at hand."""
     settings = config.grpo
+    check_rollout_sizes("grpo", settings, setup)
     policy_folder, tokenizer = inherited(config.policy_from, setup)
     made = outline(config, setup, end_id=tokenizer.end_id)
     (policy, tx), scalar = trained_model(setup), scalar_model(setup.model)

@@ -74,6 +74,7 @@ class Models(NamedTuple):
 
 def build(config: PpoTask, setup: Setup) -> Task:
     """The task, with its prompts rendered and its four models at hand."""
+    check_rollout_sizes("ppo", config.ppo, setup)
     policy_folder, tokenizer = inherited(config.policy_from, setup)
     made = outline(config, setup, end_id=tokenizer.end_id)
     policy, scalar, *_ = models = _models(config, setup)
