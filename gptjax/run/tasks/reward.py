@@ -202,7 +202,7 @@ def _longest(config: RewardTask, setup: Setup) -> int:
 def _scorer(
     model: ScalarModel, setup: Setup, pack: "partial[PackedCandidates]"
 ) -> Callable[[Params, Rows], np.ndarray]:
-    """(params, rows) -> f64[B, C], the score of every candidate; `pack` still lacks the number of rows."""
+    """(params, rows) -> f32[B, C], the score of every candidate; `pack` still lacks the number of rows."""
 
     @jax.jit
     def score(params, batch):
