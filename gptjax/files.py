@@ -1,6 +1,7 @@
 """Files that are whole or absent: written beside their place, then moved there in one step."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """Where to write what takes the place of `path`, or becomes it, once the block has ended well.
 
     A block that fails, or a process that is killed in it, leaves the old file as it was. Several processes may write
-    the same file at once. The folder is made if it is not there.
+    the same file at once, on several hosts too. The folder is made if it is not there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # hosts may share folder and process number
     try:
         yield temporary
         with temporary.open("rb") as file:

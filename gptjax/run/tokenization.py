@@ -221,7 +221,6 @@ def _claim(folder: Path, tokenizer: Tokenizer, config: TokenizeConfig) -> None:
             raise ValueError(f"{folder} was begun with other settings ({'; '.join(changed)}): take another folder")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and was not written by `gptjax tokenize`: take another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder / TOKENIZER)
     write_atomically(path, json.dumps(settings, indent=1))
 

@@ -24,7 +24,6 @@ def claim(recipe: Recipe, workdir: Path, environment: dict[str, str]) -> None:
     elif workdir.exists() and any(workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no run: choose another --workdir")
     for name, experiment in recipe.stages.items():
-        (workdir / name).mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / name / "config.txt", to_text(experiment))
         write_atomically(workdir / name / "model.json", json.dumps(asdict(experiment.model), indent=1))
     about = {"name": recipe.name, "stages": list(recipe.stages)} | environment

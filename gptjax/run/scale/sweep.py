@@ -88,7 +88,6 @@ def _claim(sweep: Sweep, workdir: Path) -> None:
         return
     if workdir.exists() and any(workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no sweep: choose another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
     trunks = [trunk.name for trunk in sweep.trunks]
     write_atomically(about, json.dumps({"name": sweep.name, "trunks": trunks, "schema": SCHEMA}, indent=1))
 

@@ -121,7 +121,6 @@ def draw_winners(config: RejectionTask, setup: Setup, path: Path) -> dict[str, A
             f"none of {len(found)} answers of {config.policy_from} both ended and got a score: raise "
             f"task.answer_tokens ({config.answer_tokens}), or train that stage for longer"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     on_first(lambda: write_atomically(path, "".join(lines)))
     return {
         "winners": len(lines),
