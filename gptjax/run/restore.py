@@ -1,8 +1,14 @@
 """One checkpoint off the disk, compared with its record bit for bit: Orbax loads flipped bits without a word."""
 
+import asyncio
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from orbax.checkpoint import v1 as ocp
 
 from gptjax.run.record import DamagedError, check_layout, check_parts, place_of, read_record
@@ -49,10 +55,41 @@ def verified(path: Path, wanted: dict[str, Any], *, partly: bool = False) -> tup
     parts: dict[str, Any] = {}
     try:
         for name in wanted:  # one by one: when one fails, Orbax forgets to await the others, and Python warns
-            parts |= ocp.load_checkpointables(str(path), {name: wanted[name]})
+            parts |= _load(path, {name: wanted[name]})
     except Exception as error:  # Orbax raises whatever the broken file provokes
         raise DamagedError(place_of(error, path)) from error
     for name, mark in fingerprints(parts).items():
         if mark != record["fingerprints"].get(name):
             raise DamagedError(f"{name} is not what was saved: {mark}, not {record['fingerprints'].get(name)}")
     return parts, record["about"]
+
+
+def _load(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Orbax's loading, in a thread: what a signal raises in the main one would end it halfway and look like damage."""
+    with _loops_that_end_their_tasks(), ThreadPoolExecutor(1) as pool:
+        return pool.submit(copy_context().run, ocp.load_checkpointables, str(path), wanted).result()
+
+
+@contextmanager
+def _loops_that_end_their_tasks() -> Iterator[None]:
+    """When one array cannot be read, Orbax closes its loops while others are being read, and each prints a trace."""
+    places: tuple[Any, ...] = (asyncio, uvloop)
+    before = [place.new_event_loop for place in places]
+    for place in places:
+        place.new_event_loop = _Loop
+    try:
+        yield
+    finally:
+        for place, function in zip(places, before, strict=True):
+            place.new_event_loop = function
+
+
+class _Loop(uvloop.Loop):
+    def close(self) -> None:
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(_ended(tasks))
+        super().close()
+
+
+async def _ended(tasks: Iterable[asyncio.Task]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -56,6 +56,9 @@ class Stop:
         before, self._interruptible = self._interruptible, True
         try:
             yield
+        except Exception:
+            self.check()  # a library has made an error of its own out of what the handler raised
+            raise
         finally:
             self._interruptible = before
 

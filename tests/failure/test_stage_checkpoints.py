@@ -67,7 +67,6 @@ def damaged_loads(recipe: Path, workdir: Path, stage: str, flips: int, rng: rand
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("stage", STAGES)
 def test_damage_to_a_stages_checkpoint_is_seen_or_harmless(stage, runner, uninterrupted, tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "TINY_DATA", str(runner.folder / "data"))

@@ -4,6 +4,8 @@ import gc
 import json
 import random
 import shutil
+import signal
+import time
 from dataclasses import replace
 
 import jax
@@ -15,15 +17,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gptjax.dims import MESH_AXES
 from gptjax.run import checkpoint, record
-from gptjax.run.checkpoint import Checkpoints, NoReadableCheckpointError, SaveError
+from gptjax.run.checkpoint import Checkpoints, NoReadableCheckpointError, SaveError, split
+from gptjax.run.exits import Preempted
 from gptjax.run.mesh import MeshConfig, make_mesh
 from gptjax.run.restore import load_model
 from gptjax.run.retention import Retention
+from gptjax.run.stop import Stop
 from gptjax.train.update import initial_state
 from gptjax.tree import abstract
 
-# Orbax leaves coroutines unawaited when a file is damaged
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 ABOUT = {"seconds": 1.5, "tokens": 7}
 
 
@@ -92,6 +94,7 @@ def damage_everything(folder, state, flips, capsys) -> dict[str, int]:
             assert ("the checkpoint of step 8 is damaged (" in said and "step 4" in said) == (step == 4), where
             counts["seen" if step == 4 else "harmless"] += 1
             shutil.rmtree(trial)
+            gc.collect()  # what Orbax left unfinished would warn when it is collected, and pytest counts that
     return counts
 
 
@@ -126,7 +129,30 @@ def test_a_part_that_cannot_be_loaded_leaves_nothing_that_was_never_awaited(tmp_
         path.write_bytes(b"")
     assert int(restored(tmp_path, first_state())[0].step) == 4
     assert "the checkpoint of step 8 is damaged (model/d/" in capsys.readouterr().err
-    gc.collect()  # what was never awaited warns when it is collected, and pytest counts that
+    gc.collect()
+
+
+def test_a_signal_while_loading_is_no_damage(tmp_path, one_device):
+    state = first_state()
+    saved(tmp_path / "checkpoints", state)
+    wanted, stopped = split(abstract(state))["model"], 0
+    load_model(tmp_path, wanted)  # compiles
+    began = time.monotonic()
+    load_model(tmp_path, wanted)
+    seconds = time.monotonic() - began
+    for part in range(1, 21):
+        with Stop() as stop:
+            signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGTERM))
+            try:
+                with stop.interruptible():
+                    signal.setitimer(signal.ITIMER_REAL, seconds * part / 20)
+                    load_model(tmp_path, wanted)
+            except Preempted:
+                stopped += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert stopped > 5
 
 
 def test_a_run_that_fell_back_saves_that_step_again(tmp_path, one_device, capsys):
