@@ -19,7 +19,7 @@ from gptjax.run.metrics import MetricsLog, NoLog
 from gptjax.run.report.recipe import write_report
 from gptjax.run.retention import Retention
 from gptjax.run.stop import Stop
-from gptjax.run.training import train
+from gptjax.run.training import Training
 from gptjax.run.workdir import claim
 
 
@@ -72,7 +72,7 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
         log = MetricsLog(folder) if is_first() else NoLog()
         try:
             trunk = None if experiment.branch_from is None else stage_folder(experiment.branch_from)
-            state, about = train(name, experiment, task, checkpoints, log, stop, goodput, trunk)
+            state, about = Training(name, experiment, task, checkpoints, log, stop, goodput, trunk).run()
             result = {
                 "task": task_kind(experiment),
                 "steps": experiment.steps,

@@ -14,7 +14,7 @@ from gptjax.run.mesh import MeshConfig, make_mesh
 from gptjax.run.metrics import MetricsLog, read_metrics
 from gptjax.run.stop import Stop
 from gptjax.run.tasks.lm import LmTask
-from gptjax.run.training import train
+from gptjax.run.training import Training
 
 
 def tiny(folder, **changes):
@@ -48,4 +48,4 @@ def run_stage(folder, task, experiment, log_class=MetricsLog):
     """(final state, what the result says)."""
     checkpoints = Checkpoints(folder / "checkpoints", keep=experiment.keep, pause=0.0)
     with closing(checkpoints), closing(log_class(folder)) as log, Stop() as stop:
-        return train("toy", experiment, task, checkpoints, log, stop, Goodput())
+        return Training("toy", experiment, task, checkpoints, log, stop, Goodput()).run()

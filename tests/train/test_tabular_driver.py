@@ -29,7 +29,7 @@ from gptjax.run.task import Task
 from gptjax.run.tasks.dpo import DpoTask
 from gptjax.run.tasks.grpo import GrpoTask
 from gptjax.run.tasks.ppo import PpoTask
-from gptjax.run.training import train
+from gptjax.run.training import Training
 from gptjax.train.dpo import dpo_step
 from gptjax.train.group_rollout import collect_groups
 from gptjax.train.grpo import grpo_step
@@ -110,7 +110,7 @@ def run(folder, task, settings):
     """(final state, what finish said), from the newest checkpoint on if there is one."""
     checkpoints, log = Checkpoints(folder / "checkpoints", keep=2), MetricsLog(folder)
     try:
-        return train("tabular", settings, task, checkpoints, log, Stop(), Goodput())
+        return Training("tabular", settings, task, checkpoints, log, Stop(), Goodput()).run()
     finally:
         log.close()
         checkpoints.close()
