@@ -13,6 +13,7 @@ from gptjax.data.python_objects import DocObject, doc_objects, library_files
 from gptjax.data.sources import Document
 
 Split: TypeAlias = Literal["train", "heldout"]
+HELDOUT_FRACTION = 0.1  # one for every stage: what one stage holds out, no other may train on
 
 # Modules that document the same things as another one: they must fall on the same side of the split.
 _SAME_AS = {
@@ -23,46 +24,38 @@ _SAME_AS = {
 }
 
 
-def is_heldout(module: str, fraction: float = 0.1) -> bool:
-    """Whether a module is held out: a stable hash of its top-level name, the same on every machine.
+def is_heldout(module: str) -> bool:
+    """Whether no part of a module may be trained on: a stable hash of its top-level name, the same on every machine.
 
     Args:
         module: dotted name; `_pydecimal` counts as `decimal`, `ntpath` as `os`.
-        fraction: share of the top-level modules to hold out, in [0, 1].
-
-    Returns:
-        True if no part of the module may be trained on.
     """
     top = module.partition(".")[0]
     family = top.removeprefix("_py" if top.startswith("_py") else "_").strip("_")
-    return _hash_fraction(_SAME_AS.get(family, family)) < fraction
+    return _hashed_out(_SAME_AS.get(family, family))
 
 
-def split_objects(split: Split, fraction: float = 0.1) -> tuple[DocObject, ...]:
+@functools.cache
+def split_objects(split: Split) -> tuple[DocObject, ...]:
     """Documented objects of one split, each docstring once.
 
     A held-out object whose docstring also occurs in the training split (an alias, a copy) is in neither.
 
     Args:
         split: which side.
-        fraction: share of the top-level modules that is held out.
 
     Returns:
         The objects; private modules come after public ones, so that of equal docstrings the public one stays.
 
     Raises:
-        ValueError: unknown split, or a fraction outside [0, 1].
+        ValueError: unknown split.
     """
-    _check(split, fraction)
-    return _split_objects(split, fraction)
-
-
-@functools.cache
-def _split_objects(split: Split, fraction: float) -> tuple[DocObject, ...]:
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split {split!r}: choose train or heldout")
     kept: dict[str, DocObject] = {}
     train: set[str] = set()
     for item in sorted(doc_objects(), key=lambda item: item.module.startswith(("_", "ntpath"))):
-        if is_heldout(item.module, fraction):
+        if is_heldout(item.module):
             if split == "heldout":
                 kept.setdefault(item.doc, item)
         elif split == "train":
@@ -72,24 +65,23 @@ def _split_objects(split: Split, fraction: float) -> tuple[DocObject, ...]:
     return tuple(item for doc, item in kept.items() if doc not in train)
 
 
-def documents(split: Split = "train", *, include_source: bool = False, fraction: float = 0.1) -> list[Document]:
+def documents(split: Split = "train", *, include_source: bool = False) -> list[Document]:
     """Docstrings, language topics and, if asked, library code as plain documents, without exact repeats.
 
     Args:
         split: "train" or "heldout".
         include_source: add the source files of the library (some distributions have none).
-        fraction: share of top-level modules, and of topics, that is held out.
 
     Returns:
         Documents, none of them in both splits; `origin` is "docstrings:os.path", "topic:ASSERTION" or
         "source:json.decoder".
 
     Raises:
-        ValueError: unknown split, or a fraction outside [0, 1].
+        ValueError: unknown split.
     """
-    seen = {document.text for document in _every("train", include_source, fraction)} if split == "heldout" else set()
+    seen = {document.text for document in _every("train", include_source)} if split == "heldout" else set()
     kept = []
-    for document in _every(split, include_source, fraction):
+    for document in _every(split, include_source):
         if document.text not in seen:
             seen.add(document.text)
             kept.append(document)
@@ -105,44 +97,37 @@ def fingerprint(texts: Iterable[Document]) -> str:
     return digest.hexdigest()
 
 
-def _every(split: Split, include_source: bool, fraction: float) -> Iterator[Document]:
-    yield from _docstrings(split, fraction)
-    yield from _topics(split, fraction)
+def _every(split: Split, include_source: bool) -> Iterator[Document]:
+    yield from _docstrings(split)
+    yield from _topics(split)
     if include_source:
-        yield from _sources(split, fraction)
+        yield from _sources(split)
 
 
-def _docstrings(split: Split, fraction: float) -> Iterator[Document]:
+def _docstrings(split: Split) -> Iterator[Document]:
     """One page for each module, as in a manual: its docstrings in order."""
     pages: dict[str, list[str]] = {}
-    for item in split_objects(split, fraction):
+    for item in split_objects(split):
         pages.setdefault(item.module, []).append(f"{item.kind} {item.name}{item.signature}\n\n{item.doc}\n")
     for module, entries in pages.items():
         yield Document(text="\n".join(entries), origin=f"docstrings:{module}")
 
 
-def _topics(split: Split, fraction: float) -> Iterator[Document]:
+def _topics(split: Split) -> Iterator[Document]:
     try:
         from pydoc_data import topics
     except ImportError:  # some distributions leave it out
         return
     for name, text in sorted(topics.topics.items()):
-        if (_hash_fraction(name) < fraction) == (split == "heldout"):
+        if _hashed_out(name) == (split == "heldout"):
             yield Document(text=f"{text.strip()}\n", origin=f"topic:{name}")
 
 
-def _sources(split: Split, fraction: float) -> Iterator[Document]:
+def _sources(split: Split) -> Iterator[Document]:
     for file in library_files():
-        if file.text.strip() and is_heldout(file.module, fraction) == (split == "heldout"):
+        if file.text.strip() and is_heldout(file.module) == (split == "heldout"):
             yield Document(text=file.text, origin=f"source:{file.module}")
 
 
-def _hash_fraction(name: str) -> float:
-    return hash_fraction(f"held-out:{name}")  # with this prefix 10 % of modules are 10 % of docstrings
-
-
-def _check(split: str, fraction: float) -> None:
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split {split!r}: choose train or heldout")
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction {fraction} lies outside 0..1")
+def _hashed_out(name: str) -> bool:
+    return hash_fraction(f"held-out:{name}") < HELDOUT_FRACTION  # with this prefix it is 10 % of docstrings, too

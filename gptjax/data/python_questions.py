@@ -55,20 +55,19 @@ class Question:
         return [*self.messages, {"role": "assistant", "content": self.answer}]
 
 
-def questions(split: Split = "train", *, fraction: float = 0.1) -> list[Question]:
+def questions(split: Split = "train") -> list[Question]:
     """One question for each public function, class and method whose documentation begins with a usable sentence.
 
     Args:
         split: "train" or "heldout"; see `python_docs.is_heldout`.
-        fraction: share of the top-level modules that is held out.
 
     Returns:
         Questions in a fixed order, no two with the same answer; no held-out answer is that of a training question.
 
     Raises:
-        ValueError: unknown split, or a fraction outside [0, 1].
+        ValueError: unknown split.
     """
-    answered = _answered(split, fraction)
+    answered = _answered(split)
     by_module: dict[str, list[DocObject]] = {}
     for item in answered.values():
         by_module.setdefault(item.module.partition(".")[0], []).append(item)
@@ -80,21 +79,18 @@ def questions(split: Split = "train", *, fraction: float = 0.1) -> list[Question
     return asked
 
 
-def unanswered_questions(*, fraction: float = 0.1) -> list[Question]:
+def unanswered_questions() -> list[Question]:
     """One question for each public function, class and method of the training modules that has no documentation.
 
     Prompts without demonstrations: no model has seen an answer to them, as with held-out questions. They need the
     library's sources, which some distributions omit.
-
-    Args:
-        fraction: share of the top-level modules that is held out.
 
     Returns:
         Questions whose answer is empty, in a fixed order.
 
     Source: Ouyang et al. 2022, arXiv:2203.02155, section 3.2 (prompts of the reward model and PPO carry no answers).
     """
-    items = [item for item in library_objects() if not item.doc and not is_heldout(item.module, fraction)]
+    items = [item for item in library_objects() if not item.doc and not is_heldout(item.module)]
     return [_question(item, "", "plain", _plain(item)) for item in items if _is_public(item)]
 
 
@@ -118,11 +114,11 @@ def summary(item: DocObject) -> str | None:
 
 
 @functools.cache
-def _answered(split: Split, fraction: float) -> dict[str, DocObject]:
+def _answered(split: Split) -> dict[str, DocObject]:
     """Answer -> object, the first one with that answer."""
-    taken = _answered("train", fraction) if split == "heldout" else {}
+    taken = _answered("train") if split == "heldout" else {}
     found: dict[str, DocObject] = {}
-    for item in split_objects(split, fraction):
+    for item in split_objects(split):
         if item.kind != "module" and _is_public(item) and (answer := summary(item)) and answer not in taken:
             found.setdefault(answer, item)
     return found

@@ -29,7 +29,7 @@ class CorpusConfig:
     corpus: a .txt, .jsonl or .gz file or a folder of them; None: the documentation of the Python that runs this.
     field: of a JSON line, the text.  include_source: with the default corpus, library source code too.
     source_only: with the default corpus, nothing but library source code, tests of the library included.
-    heldout_fraction: of the corpus (of the modules, with the default corpus), never trained on.
+    heldout_fraction: of the corpus, never trained on; with the default corpus always 0.1, of its modules.
     tokenizer: a sentencepiece model; None: that of the stage started from, else one is trained on the corpus with
     model.vocab_size tokens.
     byte_tokens: a token is a byte, and model.vocab_size is 256; no tokenizer is trained.
@@ -40,7 +40,7 @@ class CorpusConfig:
     field: str = "text"
     include_source: bool = True
     source_only: bool = False
-    heldout_fraction: float = 0.1
+    heldout_fraction: float = python_docs.HELDOUT_FRACTION
     tokenizer: Path | None = None
     byte_tokens: bool = False
     row_tokens: int = 256
@@ -130,8 +130,9 @@ def corpus(config: CorpusConfig) -> tuple[list[Document], list[Document]]:
         fraction = config.heldout_fraction
         return source_documents("train", fraction), source_documents("heldout", fraction)
     if config.corpus is None:
-        train = python_docs.documents("train", include_source=config.include_source, fraction=config.heldout_fraction)
-        return train, python_docs.documents("heldout", fraction=config.heldout_fraction)
+        check_library_split(config.heldout_fraction)
+        train = python_docs.documents("train", include_source=config.include_source)
+        return train, python_docs.documents("heldout")
     documents = [
         Document(text=piece, origin=document.origin)
         for document in read_documents(config.corpus, field=config.field)
@@ -145,6 +146,16 @@ def corpus(config: CorpusConfig) -> tuple[list[Document], list[Document]]:
             "out: split the text into more documents, or change task.heldout_fraction"
         )
     return train, heldout
+
+
+def check_library_split(heldout_fraction: float) -> None:
+    """Raise ValueError if a stage asks for a split of the library's texts that is not that of all other stages."""
+    if heldout_fraction != python_docs.HELDOUT_FRACTION:
+        raise ValueError(
+            f"task.heldout_fraction {heldout_fraction}: this Python's documentation has one split for all stages, "
+            f"{python_docs.HELDOUT_FRACTION} of its modules held out, so that none trains on what another is examined "
+            "on; leave the setting out, or give text of your own"
+        )
 
 
 def pieces(text: str, characters: int = 8192) -> list[str]:

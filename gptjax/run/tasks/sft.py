@@ -14,6 +14,7 @@ from gptjax.data.heldout import hash_fraction
 from gptjax.data.loader import batch_at, fingerprint
 from gptjax.data.packing import weighted_by_segment
 from gptjax.data.prompts import prompt_batch
+from gptjax.data.python_docs import HELDOUT_FRACTION
 from gptjax.data.python_questions import questions
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.perplexity import heldout_loss
@@ -21,6 +22,7 @@ from gptjax.generate.engine import SamplingConfig
 from gptjax.run.mesh import put
 from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
+from gptjax.run.tasks.corpus import check_library_split
 from gptjax.run.tasks.outlines import rows_outline, trained_model
 from gptjax.run.tasks.sampler import sampler
 from gptjax.run.tasks.upstream import inherited, started
@@ -35,7 +37,7 @@ class SftTask:
 
     start_from: stage of the recipe, or folder of a trained stage, whose weights and tokenizer are taken.
     conversations: JSON lines of {"messages": [{"role", "content"}, ...]}; None: questions about this Python's library.
-    heldout_fraction: of the conversations (of the modules, with the default questions), never trained on.
+    heldout_fraction: of the conversations, never trained on; with the default questions always 0.1, of the modules.
     turns: which of the assistant's turns are learnt.  reduction: the training loss is the mean over target tokens, or
     over conversations; the held-out one is always that over tokens.
     row_tokens: T.  prompt_tokens, answer_tokens: of held-out prompts and their answers when the model is examined.
@@ -44,7 +46,7 @@ class SftTask:
 
     start_from: str = "lm"
     conversations: Path | None = None
-    heldout_fraction: float = 0.1
+    heldout_fraction: float = HELDOUT_FRACTION
     turns: Turns = "all"
     reduction: Literal["token", "example"] = "token"
     row_tokens: int = 256
@@ -114,8 +116,9 @@ def outline(config: SftTask, setup: Setup) -> Outline:
 def conversations(config: SftTask) -> tuple[list[list[Message]], list[list[Message]]]:
     """(training conversations, held-out conversations)."""
     if config.conversations is None:
-        train, heldout = (questions(split, fraction=config.heldout_fraction) for split in ("train", "heldout"))
-        return [question.conversation for question in train], [question.conversation for question in heldout]
+        check_library_split(config.heldout_fraction)
+        train, heldout = ([question.conversation for question in questions(split)] for split in ("train", "heldout"))
+        return train, heldout
     everything = list(read_conversations(config.conversations))
     train, heldout = [], []
     for messages in everything:
