@@ -1,8 +1,10 @@
-"""Settings that are one of a few words, or other settings: from the command line they are typed, from Python not."""
+"""Settings that are one of a few words, other settings, or numbers of a range: their kinds are checked, and said."""
 
 import dataclasses
+import math
 import types
 import typing
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -25,6 +27,31 @@ def check_choices(config: Any, name: str = "") -> None:
         if not isinstance(value, choices):
             listed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in choices)
             raise ValueError(f"{prefix}{field}: expected {listed}, got {value!r}")
+
+
+def check_numbers(
+    config: Any,
+    name: str = "",
+    *,
+    at_least_1: Sequence[str] = (),
+    positive: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+    from_0_to_1: Sequence[str] = (),
+) -> None:
+    """Raise ValueError, with setting and value, if one of these fields lies outside its range; None lies in each."""
+    prefix = f"{name}." if name else ""
+    rules: list[tuple[Sequence[str], str, Callable[[float], bool]]] = [
+        (at_least_1, "be at least 1", lambda x: x >= 1),
+        (positive, "be positive", lambda x: x > 0),
+        (positive, "be finite", lambda x: x < math.inf),
+        (not_negative, "not be negative", lambda x: x >= 0),
+        (from_0_to_1, "lie in [0, 1]", lambda x: 0 <= x <= 1),
+    ]
+    for fields, rule, holds in rules:
+        for field in fields:
+            value = getattr(config, field)
+            if value is not None and not holds(value):
+                raise ValueError(f"{prefix}{field} must {rule}, got {value}")
 
 
 @cache

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec, reshard
 
 from gptjax import dims
+from gptjax.choices import check_numbers
 from gptjax.model_types import Cache, Model
 from gptjax.nn.sampling import sample, token_log_probability
 from gptjax.types import Params, PromptBatch
@@ -26,12 +27,7 @@ class SamplingConfig:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"sampling.max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise ValueError(f"sampling.temperature must not be negative, got {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"sampling.top_k must not be negative, got {self.top_k}")
+        check_numbers(self, "sampling", at_least_1=("max_new_tokens",), not_negative=("temperature", "top_k"))
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"sampling.top_p must lie in (0, 1], got {self.top_p}")
 

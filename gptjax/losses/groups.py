@@ -74,41 +74,6 @@ def _centred(rewards_BC: jax.Array, counted_BC: jax.Array, n_B1: jax.Array) -> j
     return jnp.where(counted_BC & differ_B1, known_BC - mean_B1, 0.0)
 
 
-def clipped_surrogate(
-    logp: jax.Array, logp_old: jax.Array, advantages: jax.Array, mask: jax.Array, *, clip_low: float, clip_high: float
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss of each token (or whole answer): the pessimistic surrogate, the ratio clipped to [1 - low, 1 + high].
-
-    Args:
-        logp: f32, log-probability under the policy in training (nats), of tokens [B, R] or of answers [B].
-        logp_old: f32, under the policy that sampled.
-        advantages: f32.
-        mask: bool.
-        clip_low: how far the ratio may fall before it stops counting for blamed tokens.
-        clip_high: how far it may rise for praised ones (DAPO's clip-higher: above clip_low).
-
-    Returns:
-        (loss, aux): f32 like `logp`, zero where masked; aux holds sums over the mask: clipped_low, clipped_high,
-        k3 (of the step from the old policy, nats), ratio; and ratio_min, ratio_max over it
-        (1 if it is empty).
-
-    Source: Schulman et al. 2017, arXiv:1707.06347, equation 7; two bounds: Yu et al. 2025, arXiv:2503.14476,
-    section 3.1.
-    """
-    log_ratio = jnp.where(mask, logp - logp_old, 0.0)
-    ratio, advantages = jnp.exp(log_ratio), jnp.where(mask, advantages, 0.0)
-    loss = jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high))
-    aux = {
-        "clipped_low": masked_sum((ratio < 1.0 - clip_low) & (advantages < 0), mask),
-        "clipped_high": masked_sum((ratio > 1.0 + clip_high) & (advantages > 0), mask),
-        "k3": jnp.sum(kl_estimates(logp_old, logp, mask)[2]),
-        "ratio": masked_sum(ratio, mask),
-        "ratio_min": jnp.where(jnp.any(mask), jnp.min(jnp.where(mask, ratio, jnp.inf)), 1.0),
-        "ratio_max": jnp.where(jnp.any(mask), jnp.max(jnp.where(mask, ratio, 0.0)), 1.0),
-    }
-    return loss, aux
-
-
 def kl_token_loss(
     logp_BR: jax.Array, logp_old_BR: jax.Array, logp_ref_BR: jax.Array, mask_BR: jax.Array, *, kind: KlLoss
 ) -> jax.Array:

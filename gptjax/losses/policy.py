@@ -20,38 +20,40 @@ def kl_estimates(logp: jax.Array, logp_ref: jax.Array, mask: jax.Array) -> tuple
     return k1, jnp.square(k1) / 2, jnp.expm1(-k1) + k1
 
 
-def clipped_policy_loss(
-    logp_BR: jax.Array, logp_old_BR: jax.Array, advantages_BR: jax.Array, mask_BR: jax.Array, *, clip: float
-) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """PPO's pessimistic clipped surrogate.
+def clipped_surrogate(
+    logp: jax.Array, logp_old: jax.Array, advantages: jax.Array, mask: jax.Array, *, clip_low: float, clip_high: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss of each token (or whole answer): the pessimistic surrogate, the ratio clipped to [1 - low, 1 + high].
 
     Args:
-        logp_BR: f32[B, R], log-probability under the policy in training (nats).
-        logp_old_BR: f32[B, R], under the policy that sampled.
-        advantages_BR: f32[B, R].
-        mask_BR: bool[B, R].
-        clip: the ratio is clipped to [1 - clip, 1 + clip].
+        logp: f32, log-probability under the policy in training (nats), of tokens [B, R] or of answers [B].
+        logp_old: f32, under the policy that sampled.
+        advantages: f32.
+        mask: bool.
+        clip_low: how far the ratio may fall before it stops counting for blamed tokens.
+        clip_high: how far it may rise for praised ones (DAPO's clip-higher: above clip_low).
 
     Returns:
-        (loss_sum, n_tokens, aux); aux holds sums over the mask: clipped, k2, k3, ratio; and ratio_min, ratio_max over
-        it (1 if it is empty).
+        (loss, aux): f32 like `logp`, zero where masked; aux holds sums over the mask: clipped_low, clipped_high,
+        k2 and k3 (of the step from the old policy, nats), ratio; and ratio_min, ratio_max over it (1 if it is empty).
 
-    Source: Schulman et al. 2017, arXiv:1707.06347, equation 7.
+    Source: Schulman et al. 2017, arXiv:1707.06347, equation 7; two bounds: Yu et al. 2025, arXiv:2503.14476,
+    section 3.1.
     """
-    log_ratio_BR = jnp.where(mask_BR, logp_BR - logp_old_BR, 0.0)
-    ratio_BR = jnp.exp(log_ratio_BR)
-    plain_BR = -advantages_BR * ratio_BR
-    clipped_BR = -advantages_BR * jnp.clip(ratio_BR, 1.0 - clip, 1.0 + clip)
-    _, k2_BR, k3_BR = kl_estimates(logp_old_BR, logp_BR, mask_BR)
+    log_ratio = jnp.where(mask, logp - logp_old, 0.0)
+    ratio, advantages = jnp.exp(log_ratio), jnp.where(mask, advantages, 0.0)
+    loss = jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high))
+    _, k2, k3 = kl_estimates(logp_old, logp, mask)
     aux = {
-        "clipped": masked_sum(clipped_BR > plain_BR, mask_BR),
-        "k2": jnp.sum(k2_BR),
-        "k3": jnp.sum(k3_BR),
-        "ratio": masked_sum(ratio_BR, mask_BR),
-        "ratio_min": jnp.where(jnp.any(mask_BR), jnp.min(jnp.where(mask_BR, ratio_BR, jnp.inf)), 1.0),
-        "ratio_max": jnp.where(jnp.any(mask_BR), jnp.max(jnp.where(mask_BR, ratio_BR, 0.0)), 1.0),
+        "clipped_low": masked_sum((ratio < 1.0 - clip_low) & (advantages < 0), mask),
+        "clipped_high": masked_sum((ratio > 1.0 + clip_high) & (advantages > 0), mask),
+        "k2": jnp.sum(k2),
+        "k3": jnp.sum(k3),
+        "ratio": masked_sum(ratio, mask),
+        "ratio_min": jnp.where(jnp.any(mask), jnp.min(jnp.where(mask, ratio, jnp.inf)), 1.0),
+        "ratio_max": jnp.where(jnp.any(mask), jnp.max(jnp.where(mask, ratio, 0.0)), 1.0),
     }
-    return masked_sum(jnp.maximum(plain_BR, clipped_BR), mask_BR), jnp.sum(mask_BR), aux
+    return loss, aux
 
 
 def clipped_value_loss(

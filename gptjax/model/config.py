@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gptjax.choices import check_choices
+from gptjax.choices import check_choices, check_numbers
 from gptjax.nn.kernels import Kernel
 from gptjax.nn.product import Matmuls
 
@@ -76,22 +76,22 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "model")
-        for field in ("vocab_size", "layers", "width", "heads", "max_length", "unroll"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"model.{field} must be at least 1, got {getattr(self, field)}")
+        sizes = ("vocab_size", "layers", "width", "heads", "max_length", "unroll", "kv_heads", "window")
+        check_numbers(
+            self,
+            "model",
+            at_least_1=(*sizes, "mup_base_width", "mup_base_layers"),
+            positive=("soft_cap", "capacity_factor"),
+            not_negative=("balance_coefficient", "router_z_coefficient"),
+        )
         if self.head_width is None and self.width % self.heads:
             raise ValueError(
                 f"model.width {self.width} is not a multiple of model.heads {self.heads}: change one or set head_width"
             )
-        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+        if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
         if self.positions == "rotary" and self.sizes["H"] % 2:
             raise ValueError(f"rotary positions need an even head width, got {self.sizes['H']}")
-        for field in ("window", "mup_base_width", "mup_base_layers"):
-            if getattr(self, field) is not None and getattr(self, field) < 1:
-                raise ValueError(f"model.{field} must be at least 1, got {getattr(self, field)}")
-        if self.soft_cap is not None and self.soft_cap <= 0:
-            raise ValueError(f"model.soft_cap must be positive, got {self.soft_cap}")
         if self.mup_base_layers is not None and self.mup_base_width is None:
             raise ValueError("model.mup_base_layers needs model.mup_base_width: depth scaling is part of muP")
         if not 0.0 <= self.dropout < 1.0:
@@ -108,11 +108,6 @@ class ModelConfig:
             raise ValueError(
                 f"model.experts_per_token must lie between 1 and model.experts {experts}, got {self.experts_per_token}"
             )
-        if self.capacity_factor is not None and self.capacity_factor <= 0:
-            raise ValueError(f"model.capacity_factor must be positive, got {self.capacity_factor}")
-        for field in ("balance_coefficient", "router_z_coefficient"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"model.{field} must not be negative, got {getattr(self, field)}")
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -6,11 +6,10 @@ from typing import Literal
 import jax
 import optax
 
-from gptjax.choices import check_choices
+from gptjax.choices import check_choices, check_numbers
 from gptjax.optim.adam import scale_by_adam_tf
 from gptjax.optim.muon import scale_by_muon
 from gptjax.optim.rounded import rounded
-from gptjax.optim.schedule import ScheduleName, schedule
 from gptjax.types import Params
 
 
@@ -20,8 +19,10 @@ class OptimizerConfig:
 
     name: adamw, muon (matrices by Muon, everything else by AdamW; one learning rate serves both), or rmsprop (as in
     PyTorch: the smoothing is b2, eps is added outside the root).
-    peak_lr: largest learning rate.  schedule, warmup_steps, start_fraction, final_fraction,
-    decay_fraction (of wsd): see gptjax.optim.schedule.
+    peak_lr: largest learning rate.  warmup_steps: from the start to the peak.  schedule: after them constant; linear or
+    cosine decay over all that is left; wsd: constant, then linear over the end.
+    start_fraction, final_fraction: learning rate of the first step (without warm-up it is the peak) and after the last
+    one, over the peak.  decay_fraction: of wsd, share of the steps over which it falls.
     b1, b2, eps: Adam's.  eps_mode: paper (eps is added after bias correction, as optax and PyTorch do) or tf (before
     it, as in TensorFlow 1 and OpenAI's PPO: smaller early steps).
     moment_dtype: in which the averages of gradients and squares are kept, float32 or bfloat16 (gptjax.optim.rounded).
@@ -31,7 +32,7 @@ class OptimizerConfig:
 
     name: Literal["adamw", "muon", "rmsprop"] = "adamw"
     peak_lr: float
-    schedule: ScheduleName = "cosine"
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
     warmup_steps: int = 0
     start_fraction: float = 0.0
     final_fraction: float = 0.1
@@ -47,26 +48,36 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "optimizer")
-        if self.peak_lr <= 0:
-            raise ValueError(f"optimizer.peak_lr must be positive, got {self.peak_lr}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
-        for field in ("b1", "b2", "start_fraction", "final_fraction", "decay_fraction"):
-            if not 0.0 <= getattr(self, field) <= 1.0:
-                raise ValueError(f"optimizer.{field} must lie in [0, 1], got {getattr(self, field)}")
+        check_numbers(
+            self,
+            "optimizer",
+            positive=("peak_lr", "clip_norm"),
+            not_negative=("warmup_steps", "eps", "weight_decay"),
+            from_0_to_1=("b1", "b2", "start_fraction", "final_fraction", "decay_fraction"),
+        )
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """step -> learning rate of a run of `steps` updates."""
-    return schedule(
-        config.schedule,
-        peak=config.peak_lr,
-        steps=steps,
-        warmup_steps=config.warmup_steps,
-        start_fraction=config.start_fraction,
-        final_fraction=config.final_fraction,
-        decay_fraction=config.decay_fraction,
-    )
+    """step -> learning rate of a run of `steps` updates: linear warm-up to the peak, then one of four shapes."""
+    peak, floor, rest = config.peak_lr, config.peak_lr * config.final_fraction, max(1, steps - config.warmup_steps)
+    if config.schedule == "constant":
+        tail = optax.constant_schedule(peak)
+    elif config.schedule == "cosine":
+        tail = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)
+    elif config.schedule == "linear":
+        tail = optax.linear_schedule(peak, floor, rest)
+    else:
+        decay = decay_steps(steps, config.decay_fraction)
+        tail = optax.linear_schedule(peak, floor, decay, transition_begin=max(0, rest - decay))
+    if config.warmup_steps == 0:
+        return tail
+    warmup = optax.linear_schedule(peak * config.start_fraction, peak, config.warmup_steps)
+    return optax.join_schedules([warmup, tail], [config.warmup_steps])
+
+
+def decay_steps(steps: int, decay_fraction: float) -> int:
+    """Steps at the end of a wsd run over which the learning rate falls; before them it does not depend on `steps`."""
+    return max(1, int(steps * decay_fraction + 1e-9))
 
 
 def optimizer(

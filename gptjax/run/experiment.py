@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from jax.sharding import Mesh
 
-from gptjax.choices import check_choices
+from gptjax.choices import check_choices, check_numbers
 from gptjax.memory import check_pinned_host
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
@@ -82,18 +82,10 @@ class Experiment:
     def __post_init__(self) -> None:
         check_choices(self)
         check_choices(self.task, "task")
-        for name in ("steps", "batch_size", "microbatches", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("evaluate_every", "keep_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.keep_best < 0:
-            raise ValueError(f"keep_best must not be negative, got {self.keep_best}")
+        counts = ("steps", "batch_size", "microbatches", "save_every", "keep", "evaluate_every", "keep_every")
+        check_numbers(self, at_least_1=counts, not_negative=("keep_best", "seed"))
         if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
             raise ValueError(f"profile must be the first and the last step to trace, from 1, got {self.profile}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gptjax.choices import check_numbers
 from gptjax.run.exits import NumericalFaultError
 from gptjax.tree import fingerprints
 
@@ -36,16 +37,9 @@ class FaultsConfig:
     failed_saves: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("bad_steps", "failed_saves", "replay_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"faults.{name} must be at least 1, got {value}")
-        if self.rollbacks < 0:
-            raise ValueError(f"faults.rollbacks must not be negative, got {self.rollbacks}")
-        for name in ("spike_deviations", "stall_seconds"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value < math.inf:
-                raise ValueError(f"faults.{name} must be positive and finite, got {value}")
+        counts = ("bad_steps", "failed_saves", "replay_every")
+        deviations = ("spike_deviations", "stall_seconds")
+        check_numbers(self, "faults", at_least_1=counts, not_negative=("rollbacks",), positive=deviations)
 
 
 class LossWatch:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from gptjax.choices import check_choices
-from gptjax.losses.groups import Aggregation, aggregated, clipped_surrogate, constant_groups, kl_token_loss
-from gptjax.losses.policy import kl_estimates, masked_sum
+from gptjax.choices import check_choices, check_numbers
+from gptjax.losses.groups import Aggregation, aggregated, constant_groups, kl_token_loss
+from gptjax.losses.policy import clipped_surrogate, kl_estimates, masked_sum
 from gptjax.model_types import Model
 from gptjax.train.accumulate import accumulated, totals
 from gptjax.train.minibatch import minibatch_rows, taken
@@ -18,13 +18,6 @@ from gptjax.train.response import response_logp
 from gptjax.train.router import router_loss, router_metrics
 from gptjax.train.update import advance
 from gptjax.types import GroupRollout, Metrics, Params, TrainState
-
-
-def _check_clips(clip_low: float, clip_high: float) -> None:
-    if not 0.0 < clip_low < 1.0:
-        raise ValueError(f"grpo.loss.clip_low must lie between 0 and 1, got {clip_low}")
-    if clip_high <= 0.0:
-        raise ValueError(f"grpo.loss.clip_high must be positive, got {clip_high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +42,7 @@ class GrpoLoss:
 
     def __post_init__(self) -> None:
         check_choices(self, "grpo.loss")
-        _check_clips(self.clip_low, self.clip_high)
-        if self.eps <= 0:
-            raise ValueError(f"grpo.loss.eps must be positive, got {self.eps}")
+        check_numbers(self, "grpo.loss", positive=("clip_low", "clip_high", "eps"), from_0_to_1=("clip_low",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +59,7 @@ class RlooLoss:
 
     def __post_init__(self) -> None:
         check_choices(self, "grpo.loss")
-        _check_clips(self.clip_low, self.clip_high)
+        check_numbers(self, "grpo.loss", positive=("clip_low", "clip_high"), from_0_to_1=("clip_low",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +88,12 @@ class GrpoConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "grpo")
-        for field in ("prompts", "minibatches", "epochs", "response_tokens"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"grpo.{field} must be at least 1, got {getattr(self, field)}")
+        sizes = ("prompts", "minibatches", "epochs", "response_tokens")
+        check_numbers(self, "grpo", at_least_1=sizes, positive=("temperature",), not_negative=("kl_coefficient",))
         if self.group_size < 2:
             raise ValueError(f"grpo.group_size must be at least 2: answers are compared, got {self.group_size}")
         if self.prompts % self.minibatches:
             raise ValueError(f"grpo.minibatches {self.minibatches} do not divide grpo.prompts {self.prompts}")
-        if self.temperature <= 0:
-            raise ValueError(f"grpo.temperature must be positive, got {self.temperature}")
         if isinstance(self.loss, RlooLoss) and self.loss.surrogate == "reinforce" and self.updates > 1:
             raise ValueError(
                 f"grpo.loss.surrogate 'reinforce' has no ratio to correct for an older policy, but a rollout gets "

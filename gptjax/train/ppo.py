@@ -9,7 +9,7 @@ import optax
 
 from gptjax.losses.policy import (
     adapted_kl_coefficient,
-    clipped_policy_loss,
+    clipped_surrogate,
     clipped_value_loss,
     importance_weights,
     kl_estimates,
@@ -167,7 +167,10 @@ def _policy_sum(params: Params, state, h_BRD, batch: Rollout, policy: Model, con
         advantages_BR *= importance_weights(
             batch.logp_old_BR, batch.logp_sampler_BR, batch.mask_BR, cap=config.importance_cap
         )
-    loss_sum, _, aux = clipped_policy_loss(logp_BR, batch.logp_old_BR, advantages_BR, batch.mask_BR, clip=config.clip)
+    loss_BR, aux = clipped_surrogate(
+        logp_BR, batch.logp_old_BR, advantages_BR, batch.mask_BR, clip_low=config.clip, clip_high=config.clip
+    )
+    loss_sum = masked_sum(loss_BR, batch.mask_BR)
     return loss_sum, aux | {"policy_loss": loss_sum, "entropy": masked_sum(entropy_BR, batch.mask_BR)}
 
 
@@ -177,7 +180,7 @@ def _update_metrics(sums: dict[str, jax.Array], batch: Rollout, count: jax.Array
     return_variance = _variance(batch.returns_BR, batch.mask_BR)
     return {
         "ppo/policy_loss": sums["policy_loss"] / count,
-        "ppo/clip_fraction": sums["clipped"] / count,
+        "ppo/clip_fraction": (sums["clipped_low"] + sums["clipped_high"]) / count,
         "ppo/approx_kl_k2_nats": sums["k2"] / count,
         "ppo/approx_kl_k3_nats": sums["k3"] / count,
         "ppo/ratio_mean": sums["ratio"] / count,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gptjax.choices import check_choices
+from gptjax.choices import check_choices, check_numbers
 
 Span = Literal["minibatch", "rollout"]
 
@@ -60,18 +60,25 @@ class PpoConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "ppo")
-        for field in ("prompts", "minibatches", "epochs", "response_tokens", "ptx_rows"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"ppo.{field} must be at least 1, got {getattr(self, field)}")
+        check_numbers(
+            self,
+            "ppo",
+            at_least_1=("prompts", "minibatches", "epochs", "response_tokens", "ptx_rows"),
+            positive=(
+                "temperature",
+                "kl_target",
+                "kl_horizon",
+                "clip",
+                "value_clip",
+                "score_clip",
+                "stop_kl",
+                "importance_cap",
+            ),
+            not_negative=("kl_coefficient", "value_coefficient", "ptx_coefficient", "max_lag"),
+            from_0_to_1=("discount", "trace"),
+        )
         if self.prompts % self.minibatches:
             raise ValueError(f"ppo.minibatches {self.minibatches} do not divide ppo.prompts {self.prompts}")
-        for field in ("temperature", "kl_target", "score_clip", "stop_kl", "importance_cap"):
-            value = getattr(self, field)
-            if value is not None and value <= 0:
-                raise ValueError(f"ppo.{field} must be positive, got {value}")
-        for field in ("kl_coefficient", "value_coefficient", "ptx_coefficient", "max_lag"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"ppo.{field} must not be negative, got {getattr(self, field)}")
         if self.average_decay is not None and not 0.0 <= self.average_decay < 1.0:
             raise ValueError(f"ppo.average_decay must lie in [0, 1), got {self.average_decay}")
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from gptjax.eval.best_of_n import best_of_n
 from gptjax.losses.groups import (
     aggregated,
-    clipped_surrogate,
     constant_groups,
     group_advantages,
     kl_token_loss,
     leave_one_out_advantages,
 )
+from gptjax.losses.policy import clipped_surrogate
 
 FEW = settings(max_examples=10, deadline=None)
 ALL = {"scale": True, "ddof": 1, "eps": 1e-4}

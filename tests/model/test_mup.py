@@ -127,17 +127,19 @@ def test_coordinates_change_alike_at_every_width_and_in_the_standard_parametriza
     assert standard.max() > 0.2
 
 
-def test_depth_scaling_keeps_what_all_branches_add(one_device):
-    # L random branches of standard deviation s / m_L add s L^.5 / m_L: with m_L = L / 2, half as much from 8 as from 2;
-    # a gradient that all branches follow adds L s / m_L, the same from both
+def test_depth_scaling_halves_what_each_block_adds_at_twice_the_base_layers(one_device):
+    # a block adds attention and mlp over the depth ratio: the same as with half of the two matrices that they end in
     rows = batch(one_device)
-    sizes = {}
-    for layers in (2, 8):
-        config = at(32, layers=layers, mup_base_layers=2, unroll=layers)
-        model = language_model(config)
-        params = jax.jit(model.init)(jax.random.key(0))
-        h_BTD, _ = jax.jit(model.hidden)(params, {}, rows.tokens_BT, rows.segments_BT, rows.positions_BT)
-        assert np.isfinite(h_BTD).all()
-        spread = float(np.std(params["blocks"]["mlp"]["w_out_FD"]))
-        sizes[layers] = spread * layers**0.5 / config.depth_ratio
-    assert sizes[8] == pytest.approx(sizes[2] / 2, rel=0.1)
+    plain, scaled = at(32, layers=4, unroll=4), at(32, layers=4, mup_base_layers=2, unroll=4)
+    params = jax.jit(language_model(plain).init)(jax.random.key(0))
+
+    def hidden(config, params):
+        run = jax.jit(language_model(config).hidden)
+        return run(params, {}, rows.tokens_BT, rows.segments_BT, rows.positions_BT)[0]
+
+    blocks = params["blocks"]
+    attention = blocks["attention"] | {"wo_NHD": blocks["attention"]["wo_NHD"] / 2}
+    mlp = blocks["mlp"] | {"w_out_FD": blocks["mlp"]["w_out_FD"] / 2}
+    halved = params | {"blocks": blocks | {"attention": attention, "mlp": mlp}}
+    np.testing.assert_allclose(hidden(scaled, params), hidden(plain, halved), rtol=1e-5, atol=1e-6)
+    assert np.abs(hidden(scaled, params) - hidden(plain, params)).max() > 0.1

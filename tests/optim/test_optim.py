@@ -10,7 +10,6 @@ import pytest
 
 from gptjax.optim.muon import orthogonalised
 from gptjax.optim.optimizer import OptimizerConfig, learning_rate, optimizer
-from gptjax.optim.schedule import schedule
 from gptjax.train.ppo_config import PpoConfig
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]["SFT3_schedules"]
@@ -59,7 +58,7 @@ def test_the_sizes_of_instructgpt_follow_from_each_other():
 )
 def test_a_schedule_reaches_its_peak_after_warm_up_and_its_floor_at_the_end(name, wanted, x64):
     # 100 steps, 10 of them warm-up: linear falls over the other 90, wsd over the last 20
-    lr = schedule(name, peak=1.0, steps=100, warmup_steps=10, start_fraction=0.0, final_fraction=0.0)
+    lr = learning_rate(OptimizerConfig(peak_lr=1.0, schedule=name, warmup_steps=10, final_fraction=0.0), 100)
     np.testing.assert_allclose([lr(jnp.asarray(step)) for step in wanted], list(wanted.values()), atol=1e-9)
 
 

@@ -10,12 +10,11 @@ import pytest
 
 from gptjax.losses.groups import (
     aggregated,
-    clipped_surrogate,
     group_advantages,
     kl_token_loss,
     leave_one_out_advantages,
 )
-from gptjax.losses.policy import kl_estimates
+from gptjax.losses.policy import clipped_surrogate, kl_estimates
 
 torch = pytest.importorskip("torch")
 grpo_trainer = pytest.importorskip("trl.trainer.grpo_trainer")

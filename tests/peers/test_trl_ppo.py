@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gptjax.losses.cross_entropy import token_logp
-from gptjax.losses.policy import clipped_policy_loss, clipped_value_loss, kl_estimates, masked_sum
+from gptjax.losses.policy import clipped_surrogate, clipped_value_loss, kl_estimates, masked_sum
 from gptjax.losses.returns import gae, kl_shaped_rewards, whitened
 
 torch = pytest.importorskip("torch")
@@ -185,7 +185,10 @@ def our_update(drawn, value_mask):
 
     def loss(logits, values):
         logp, entropy = token_logp(lambda x: x, logits[:, cut], jnp.asarray(drawn.tokens), 0.7 + 1e-7)
-        policy, n, policy_aux = clipped_policy_loss(logp, drawn.logp, drawn.advantages, drawn.mask, clip=0.2)
+        token_loss, policy_aux = clipped_surrogate(
+            logp, drawn.logp, drawn.advantages, drawn.mask, clip_low=0.2, clip_high=0.2
+        )
+        policy, n = jnp.sum(token_loss), drawn.mask.sum()
         old = np.where(value_mask, drawn.values, 0.0)
         value, m, value_aux = clipped_value_loss(values[:, cut], old, drawn.returns, value_mask, clip=0.2)
         aux = {"entropy": entropy, "policy": policy_aux, "value": value_aux, "n": n, "m": m}
@@ -204,7 +207,8 @@ def test_losses_and_gradients_of_an_update_equal_trl(drawn, slot_after_the_end):
         np.testing.assert_allclose(value, float(theirs[name].detach()), **CLOSE)
     np.testing.assert_allclose(ours_logits, logits_grad, **CLOSE)
     np.testing.assert_allclose(ours_values, values_grad, **CLOSE)
-    clipped = aux["policy"]["clipped"] / aux["n"], aux["value"]["clipped"] / aux["m"]
+    clipped_tokens = aux["policy"]["clipped_low"] + aux["policy"]["clipped_high"]
+    clipped = clipped_tokens / aux["n"], aux["value"]["clipped"] / aux["m"]
     np.testing.assert_allclose(clipped, [float(theirs["pg_clipfrac"]), float(theirs["vf_clipfrac"])], rtol=1e-6)
     assert 0 < clipped[0] < 1
     assert 0 < clipped[1] < 1

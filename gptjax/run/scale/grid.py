@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gptjax.model.config import ModelConfig
-from gptjax.optim.schedule import decay_steps
+from gptjax.optim.optimizer import decay_steps
 from gptjax.run.experiment import Experiment, Recipe
 from gptjax.scaling.accounting import flops_per_token
 
