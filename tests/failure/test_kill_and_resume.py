@@ -45,6 +45,7 @@ def test_ten_interruptions_of_four_stages_leave_the_same_losses(runner, uninterr
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_the_newest_checkpoint_costs_only_the_steps_since_the_one_before(
     runner, uninterrupted, tmp_path
 ):
