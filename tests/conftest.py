@@ -30,6 +30,12 @@ def x64():
         yield
 
 
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    with jax.enable_x64(request.param == "float64"):
+        yield request.param
+
+
 @pytest.fixture
 def one_device():
     """A mesh of a single device, set as the current one."""

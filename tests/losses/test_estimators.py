@@ -1,20 +1,18 @@
 """Where a KL estimate belongs: expected gradients, enumerated exactly, of each estimator as a reward and as a loss."""
 
 import itertools
-import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_cases import GOLDEN
 
 from gptjax.losses.policy import clipped_surrogate, clipped_value_loss, kl_estimates
 from gptjax.losses.preference import ranking_loss
 from gptjax.losses.returns import gae, kl_shaped_rewards, whitened
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]
 ONE_TOKEN, SEQUENCE = GOLDEN["PPO9_kl_gradient_estimators"], GOLDEN["PPO12_sequence_kl_needs_future_terms"]
 FINITE_DIFFERENCE = 1e-8  # the expected gradients were differences of float64 values
 

@@ -1,33 +1,20 @@
 """The ranking and choice losses: worked cases, numbers by hand, properties, and a transcription in loops."""
 
-import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_cases import GOLDEN, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.losses import preference
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]
 FEW = settings(max_examples=20, deadline=None)
 ranking_loss, choice_loss = jax.jit(preference.ranking_loss), jax.jit(preference.choice_loss)
 LOSSES = pytest.mark.parametrize("loss", [ranking_loss, choice_loss], ids=["ranking", "choice"])
-
-
-@pytest.fixture(params=["float32", "float64"])
-def dtype(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
-
-
-def close(actual, expected, dtype):
-    tolerance = 1e-9 if dtype == "float64" else 2e-5
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
 
 
 def test_margins_and_centring_of_two_pairs(dtype):

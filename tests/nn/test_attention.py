@@ -1,19 +1,17 @@
 """Attention against three nested loops in NumPy."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_cases import GOLDEN
 from jax.sharding import NamedSharding
 
 from gptjax import dims
 from gptjax.nn.attention import attention, attention_mask, reference_kernel
 from gptjax.run.mesh import MeshConfig, make_mesh
 
-LM2 = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]["LM2_packing"]
+LM2 = GOLDEN["LM2_packing"]
 
 
 def by_loops(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale):

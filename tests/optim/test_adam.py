@@ -1,18 +1,16 @@
 """Adam with TensorFlow's epsilon, by the worked case, beside the paper's."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from golden_cases import GOLDEN
 
 from gptjax.optim.adam import scale_by_adam_tf
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 
-CASE = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]["PPO10_adam_eps_ema"]
+CASE = GOLDEN["PPO10_adam_eps_ema"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

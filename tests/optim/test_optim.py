@@ -1,28 +1,20 @@
 """Schedules by their worked values, Muon by its singular values, and which parameters decay."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_cases import GOLDEN
 
 from gptjax.optim.muon import orthogonalised
 from gptjax.optim.optimizer import OptimizerConfig, learning_rate, optimizer
 from gptjax.train.ppo_config import PpoConfig
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]["SFT3_schedules"]
+GOLDEN = GOLDEN["SFT3_schedules"]
 
 
 def close(lr, step, wanted, dtype):
     np.testing.assert_allclose(lr(jnp.asarray(int(step))), wanted, rtol=1e-9 if dtype == "float64" else 2e-6)
-
-
-@pytest.fixture(params=["float32", "float64"])
-def dtype(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
 
 
 def test_fine_tuning_decays_by_a_cosine_to_a_tenth(dtype):

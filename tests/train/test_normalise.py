@@ -1,23 +1,15 @@
 """Gain and bias: the worked case, that the loss does not see them, and when there is nothing to normalise by."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_cases import GOLDEN
 
 from gptjax.losses.preference import ranking_loss
 from gptjax.train.normalise import absorbed, normalised, zero_mean, zero_mean_unit_std
 
-CASE = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]["RM4_normalisation"]
-
-
-@pytest.fixture(params=["float32", "float64"])
-def dtype(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
+CASE = GOLDEN["RM4_normalisation"]
 
 
 def norm_of(gain_and_bias, dtype):

@@ -21,12 +21,6 @@ from gptjax.train.update import initial_state
 from gptjax.types import PromptBatch
 
 
-@pytest.fixture(params=["float32", "float64"])
-def dtype(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
-
-
 @pytest.mark.parametrize(("reduction", "wanted", "other"), [("token", 2.75, 2.5625), ("example", 2.5625, 2.75)])
 def test_the_mean_over_tokens_is_not_the_mean_over_conversations(dtype, one_device, reduction, wanted, other):
     # token t is followed by t + 1 at a cost of 2, 3, 3.5, 4 nats in one conversation and 1.5, 2.5 in the other:
