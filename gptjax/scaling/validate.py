@@ -72,11 +72,10 @@ def predict(fitted: Fit, n: float, d: float, c: float) -> dict[str, Any]:
     }
 
 
-def compared(fitted: Fit, seen: Runs) -> Prediction:
-    """The prediction of the run of lowest loss among `seen`, which the fit does not know, beside its loss."""
+def compared(said: dict[str, Any], seen: Runs) -> Prediction:
+    """What `predict` said beside the run of lowest loss among `seen`, which the fit did not know."""
     best = int(seen.loss.argmin())
     n, d, c, loss = (float(x[best]) for x in (seen.n, seen.d, seen.c, seen.loss))
-    said = predict(fitted, n, d, c)
     line = said["straight_line"]
     low, high = said["interval_95"]
     return Prediction(
@@ -95,6 +94,12 @@ def compared(fitted: Fit, seen: Runs) -> Prediction:
     )
 
 
+def _predicted(fitted: Fit, seen: Runs) -> Prediction:
+    """The run of lowest loss among `seen`, predicted and compared."""
+    best = int(seen.loss.argmin())
+    return compared(predict(fitted, seen.n[best], seen.d[best], seen.c[best]), seen)
+
+
 def holdout(runs: Runs, config: FitConfig, budgets: int = 1) -> list[Prediction]:
     """Fit without the largest budgets, and predict each of them.
 
@@ -111,7 +116,7 @@ def holdout(runs: Runs, config: FitConfig, budgets: int = 1) -> list[Prediction]
     if not 0 < budgets <= n_budgets - 2:
         raise ValueError(f"{budgets} budgets held out of {n_budgets}: two at least must be left to fit")
     fitted = fit(runs.take(number < n_budgets - budgets), config)
-    return [compared(fitted, runs.take(number == i)) for i in range(n_budgets - budgets, n_budgets)]
+    return [_predicted(fitted, runs.take(number == i)) for i in range(n_budgets - budgets, n_budgets)]
 
 
 def rolling_origin(runs: Runs, config: FitConfig) -> list[Prediction]:
@@ -123,5 +128,5 @@ def rolling_origin(runs: Runs, config: FitConfig) -> list[Prediction]:
             fitted = fit(runs.take(number < i), config)
         except ValueError:
             continue
-        found.append(compared(fitted, runs.take(number == i)))
+        found.append(_predicted(fitted, runs.take(number == i)))
     return found

@@ -1,5 +1,6 @@
 """Sweeps: horizons and budgets by hand, rows from results alone, and what is refused."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -112,6 +113,32 @@ def test_rows_are_a_function_of_the_results(tmp_path):
     rows = sweeping.write_rows(sweep, tmp_path)
     assert (rows[1]["status"], rows[1]["loss"]) == ("diverged", None)
     assert rows[0] == row
+
+
+def test_the_held_out_run_is_compared_with_what_was_written_down(tmp_path):
+    # no table of runs is there, so nothing can be fitted again; every figure is of prediction.json or of the run
+    candidate = dataclasses.replace(trunk(100), name="h")
+    sweep = Sweep(name="s", trunks=(trunk(100),), held_out=(candidate,))
+    leave(tmp_path, "h", 100, 2.0)
+    said = {"trunk": "h", "loss": 2.03, "interval_95": [1.9, 1.99], "straight_line": 2.2, "compute_ratio": 4.0}
+    (tmp_path / "prediction.json").write_text(json.dumps(said))
+    found = sweeping._held_out("none.py", sweep, tmp_path)["held_out"]
+    assert json.loads((tmp_path / "validation.json").read_text()) == json.loads(json.dumps(found))
+    assert found["name"] == "h@100"
+    assert (found["n"], found["d"], found["c"]) == (MODEL.matmul_parameters(), 6400, candidate.flops(100))
+    figures = {name: value for name, value in found.items() if name not in ("name", "n", "d", "c")}
+    assert figures == {
+        "loss": 2.0,
+        "compute_ratio": 4.0,
+        "predicted": 2.03,
+        "error": pytest.approx(0.015),
+        "interval": (1.9, 1.99),
+        "inside": False,
+        "straight_line": 2.2,
+        "straight_error": pytest.approx(0.1),
+        "allowed_error": pytest.approx(0.01),
+        "passed": False,
+    }
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
