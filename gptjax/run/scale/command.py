@@ -111,7 +111,7 @@ def figures(found: Findings) -> dict[str, Any]:
         "isoflop_exponent": None if found.lines[0] is None else found.lines[0].exponent,
         "isoflop_exponent_95": None if found.lines[0] is None else found.lines[0].interval,
         "envelope_exponent": None if hull is None else hull.exponent,
-        "warnings": list(fitted.warnings) + [f"{m.c:.3g} FLOPs: {flag}" for m in found.minima for flag in m.flags],
+        "warnings": found.warnings,
     }
     return result | _other_forms(found)
 
@@ -136,10 +136,11 @@ def _best_of_budgets(runs: Runs) -> list[int]:
 
 
 def _finish(args: argparse.Namespace, found: Findings, result: dict[str, Any]) -> None:
+    result = _plain(result)
     if args.report is not None:
         note(f"report: {write_scale_report(Path(args.report), found, result)}")
     if args.json:
-        print(json.dumps(_plain(result), allow_nan=False))
+        print(json.dumps(result, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
@@ -172,7 +173,7 @@ def _print_fit(found: Findings) -> None:
         f"{s['starts_polished']} polished converged, condition {s['condition']:.2g}; "
         f"rms log residual {fitted.rms_log_residual:.2%}"
     )
-    for warning in figures(found)["warnings"]:
+    for warning in found.warnings:
         note(f"warning: {warning}")
 
 
