@@ -163,9 +163,7 @@ def _warnings(runs: Runs, law: Law, draws: Law) -> tuple[str, ...]:
 def _outside(runs: Runs, law: Law) -> list[str]:
     """Budgets whose optimum lies outside the sizes that were run."""
     found = []
-    budget = runs.budget
-    for number in range(budget.max() + 1):
-        mine = runs.take(budget == number)
+    for mine in runs.budgets:
         if len(np.unique(mine.n)) < 3:
             continue
         c = float(np.exp(np.log(mine.c).mean()))

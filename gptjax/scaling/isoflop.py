@@ -71,10 +71,8 @@ def minima(runs: Runs, law: Law, *, noise: float, draws: int = 1000, seed: int =
         seed: of the noise.
     """
     rng = np.random.default_rng(seed)
-    budget = runs.budget
     found, columns = [], []
-    for number in range(int(budget.max()) + 1):
-        mine = runs.take(budget == number)
+    for mine in runs.budgets:
         sizes, losses = _profile(mine)
         if len(sizes) < 3:
             continue

@@ -74,6 +74,12 @@ class Runs:
         numbers[order] = np.concatenate([[0], np.cumsum(gaps)])
         return numbers
 
+    @property
+    def budgets(self) -> "list[Runs]":
+        """The runs of each budget, from the smallest."""
+        numbers = self.budget
+        return [self.take(numbers == number) for number in range(int(numbers.max()) + 1)]
+
     def values(self, name: str) -> np.ndarray | None:
         """f64[M] of another numeric column, None unless every run has it."""
         found = [_number(row.get(name)) for row in self.rows]

@@ -119,20 +119,14 @@ def figures(found: Findings) -> dict[str, Any]:
 def _other_forms(found: Findings) -> dict[str, Any]:
     runs = found.fit.runs
     forms: dict[str, Any] = {"kaplan": kaplan_law(runs.n, runs.d, runs.loss).asdict()}
-    best = [(float(runs.c[i]), float(runs.loss[i])) for i in _best_of_budgets(runs)]
-    if len(best) >= 4:
-        c, loss = (np.array(values) for values in zip(*best, strict=True))
+    budgets = runs.budgets
+    if len(budgets) >= 4:
+        c, loss = (np.array(x) for x in zip(*((b.c[b.loss.argmin()], b.loss.min()) for b in budgets), strict=True))
         forms["loss_over_compute"] = vars(offset_power_law(c, loss))
     unique = runs.values("unique_tokens")
     if unique is not None and (runs.d > unique * 1.001).any():
         forms["repeated_data"] = vars(repeated_data(runs.n, runs.d, unique, runs.loss, found.fit.law))
     return {"other_forms": forms}
-
-
-def _best_of_budgets(runs: Runs) -> list[int]:
-    numbers = runs.budget
-    places = [np.flatnonzero(numbers == i) for i in range(int(numbers.max()) + 1)]
-    return [int(mine[runs.loss[mine].argmin()]) for mine in places]
 
 
 def _finish(args: argparse.Namespace, found: Findings, result: dict[str, Any]) -> None:
