@@ -86,15 +86,6 @@ class Runs:
         return None if any(value is None for value in found) else np.array(found, np.float64)
 
 
-def runs_of(n: Any, d: Any, loss: Any, c: Any = None, trunk: Any = None) -> Runs:
-    """Runs of arrays (tests, notebooks); c defaults to 6 N D, trunk to one for each run."""
-    n, d, loss = (np.asarray(x, np.float64) for x in (n, d, loss))
-    c = 6 * n * d if c is None else np.asarray(c, np.float64)
-    trunk = np.arange(len(n)) if trunk is None else np.asarray(trunk)
-    names = [f"run {i}" for i in range(len(n))]
-    return Runs(n=n, d=d, c=c, loss=loss, trunk=trunk, names=names, rows=[{} for _ in n])
-
-
 def read_runs(path: Path, columns: Columns | None = None, *, drop: Sequence[str] = ()) -> Runs:
     """Runs of a .jsonl or .csv file; whatever is set aside is said in `notes`.
 

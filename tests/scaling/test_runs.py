@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from synthetic import runs_of
 
-from gptjax.scaling.runs import Columns, read_runs, runs_of
+from gptjax.scaling.runs import Columns, read_runs
 
 GOOD = {"n_params": 1e6, "n_tokens": 2e7, "flops": 1.2e14, "loss": 3.0}
 

@@ -100,7 +100,7 @@ def test_tables_for_people_are_printed(table, capsys):
     ("argv", "words"),
     [
         (["fit", "none.csv"], "no such table of runs: none.csv"),
-        (["fit", "runs.jsonl", "--method", "magic"], "--method 'magic': choose one of varpro, huber, lad"),
+        (["fit", "runs.jsonl", "--method", "magic"], "argument --method: invalid choice: 'magic' (choose from"),
         (["fit", "runs.jsonl", "--draws", "3"], "draws must be at least 40"),
         (["fit", "runs.jsonl", "--drop", "r99"], "drop r99: no such run"),
         (["fit", "runs.jsonl", "--loss", "bits"], "no column 'bits': name the column with --loss"),
