@@ -15,6 +15,7 @@ from typing import Any
 
 from gptjax import __version__
 from gptjax.config import to_text
+from gptjax.data.shards import file_sha256
 from gptjax.files import write_atomically
 from gptjax.run.load import load
 from gptjax.run.progress import Progress, note, table
@@ -155,8 +156,12 @@ def _last_step(log: Path) -> int:
     return 0
 
 
+def _stage(workdir: Path, trunk: Trunk, steps: int) -> Path:
+    return workdir / trunk.name / f"at_{steps}"
+
+
 def _result(workdir: Path, trunk: Trunk, steps: int) -> dict[str, Any] | None:
-    path = workdir / trunk.name / f"at_{steps}" / "result.json"
+    path = _stage(workdir, trunk, steps) / "result.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
@@ -191,7 +196,7 @@ def _row(sweep: Sweep, workdir: Path, trunk: Trunk, steps: int) -> dict[str, Any
         "width": model.width,
         "heads": model.heads,
         "mup_base_width": model.mup_base_width,
-        "tokenizer": result["data_fingerprint"].rpartition("-")[2],
+        "tokenizer": file_sha256(_stage(workdir, trunk, steps) / "tokenizer.model")[:16],
         "data": result["data_fingerprint"],
         "unique_tokens": min(tokens, result["evaluation"]["packing_rows"] * trunk.row_tokens),
         "gptjax": __version__,
