@@ -14,7 +14,7 @@ from gptjax.data.preferences import Comparison, Response
 from gptjax.data.prompts import prompt_batch
 from gptjax.data.python_questions import Question
 from gptjax.data.tokenizer import Tokenizer
-from gptjax.eval.answers import Answer
+from gptjax.eval.answers import Answer, repeated
 from gptjax.files import replacing
 from gptjax.types import PromptBatch
 
@@ -51,10 +51,7 @@ def simulated_comparisons(
     others = [question.answer for question in kept if question.answer]
     variants = [_variants(question, others, rng) for question, rng in zip(kept, rngs, strict=True)]
     sizes = np.array([size - len(chosen) for size, chosen in variants])
-    rows = PromptBatch(
-        tokens_BP=np.repeat(prompts.tokens_BP, sizes, axis=0), lengths_B=np.repeat(prompts.lengths_B, sizes)
-    )
-    sampled = iter(sample(rows, jax.random.key(seed)))
+    sampled = iter(sample(repeated(prompts, sizes), jax.random.key(seed)))
     comparisons = []
     for question, rng, (size, chosen) in zip(kept, rngs, variants, strict=True):
         drawn = [next(sampled) for _ in range(size - len(chosen))]
