@@ -21,7 +21,7 @@ def test_answers_come_in_order_without_those_of_filler_rows(one_device, monkeypa
         lengths_B = reshard(prompts.lengths_B, PartitionSpec())[index_B]
         letter = jnp.full(2, jax.random.randint(key, (), ord("a"), ord("z") + 1))
         tokens_BR = jnp.stack([ord("0") + lengths_B, letter, jnp.full(2, end_id)], axis=1)
-        return tokens_BR, jnp.stack([lengths_B > 0, lengths_B > 0, lengths_B % 2 == 1], axis=1)
+        return tokens_BR, jnp.stack([lengths_B > 0, lengths_B > 0, lengths_B % 2 == 1], axis=1), None
 
     monkeypatch.setattr(sampling, "generate", generate)
     prompts = PromptBatch(tokens_BP=np.zeros((3, 4), np.int32), lengths_B=np.array([3, 2, 1], np.int32))

@@ -27,7 +27,8 @@ def sampler(
 
     @jax.jit
     def sample(params: Params, prompts: PromptBatch, index_B: jax.Array, key: jax.Array) -> Any:
-        return generate(model, params, {}, prompts, key, sampling=sampling, end_id=tokenizer.end_id, index_B=index_B)
+        how = {"sampling": sampling, "end_id": tokenizer.end_id, "index_B": index_B}
+        return generate(model, params, {}, prompts, key, **how)[:2]
 
     def run(params: Params, prompts: PromptBatch, key: jax.Array, batch_size: int) -> list[Answer]:
         found: list[Answer] = []
@@ -37,8 +38,7 @@ def sampler(
             asked, index_B = distinct(filled, batch_rows(setup.mesh))
             own = put(own_rows(asked, setup.share), setup.mesh)
             drawn = fetch(sample(params, own, index_B, jax.random.fold_in(key, number)))
-            tokens_BR, mask_BR = map(np.asarray, drawn)
-            found += answers_in(tokens_BR, mask_BR, tokenizer)
+            found += answers_in(*map(np.asarray, drawn), tokenizer)
         return found[: len(prompts.lengths_B)]
 
     return run
