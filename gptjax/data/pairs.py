@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from gptjax.data.conversations import ChatTokenizer, render_prompt
+from gptjax.data.conversations import render_prompt
 from gptjax.data.preferences import Comparison, render_response
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.types import PreferenceBatch
 
 Pairs: TypeAlias = Literal["all", "best_worst"]
@@ -48,7 +49,7 @@ def ranked_pairs(ranks: Sequence[int], pairs: Pairs) -> list[tuple[int, int]]:
 
 
 def preference_batch(
-    comparisons: Sequence[Comparison], tokenizer: ChatTokenizer, row_tokens: int, *, pairs: Pairs
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, row_tokens: int, *, pairs: Pairs
 ) -> tuple[PreferenceBatch, PairReport]:
     """Render the pairs of all comparisons, padded on the right; the reference's log-probabilities are still NaN.
 

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gptjax.data.conversations import ChatTokenizer, Message, read_messages, render_prompt
+from gptjax.data.conversations import Message, read_messages, render_prompt
 from gptjax.data.prompts import check_prompt
 from gptjax.data.sources import string_field
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.types import RewardBatch
 
 MAX_CANDIDATES = 32
@@ -132,13 +133,13 @@ def read_preferences(path: str | os.PathLike[str]) -> Iterator[Comparison]:
         yield comparison
 
 
-def render_response(messages: Sequence[Message], response: Response, tokenizer: ChatTokenizer) -> list[int]:
+def render_response(messages: Sequence[Message], response: Response, tokenizer: Tokenizer) -> list[int]:
     """Tokens of prompt and response; the end token only if the response ended."""
     return render_prompt(messages, tokenizer) + tokenizer.encode(response.content) + [tokenizer.end_id] * response.ended
 
 
 def reward_batch(
-    comparisons: Sequence[Comparison], tokenizer: ChatTokenizer, row_tokens: int, *, candidates: int | None = None
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, row_tokens: int, *, candidates: int | None = None
 ) -> tuple[RewardBatch, RewardReport]:
     """Render all candidates of all prompts, padded on the right.
 
@@ -171,7 +172,7 @@ def reward_batch(
 
 
 def candidate_rows(
-    prompts: Sequence[Answered], tokenizer: ChatTokenizer, row_tokens: int, candidates: int | None
+    prompts: Sequence[Answered], tokenizer: Tokenizer, row_tokens: int, candidates: int | None
 ) -> tuple[np.ndarray, np.ndarray, RewardReport]:
     """(tokens_BCT, lengths_BC, report): what ranked and rated responses have in common; see `reward_batch`."""
     most = max((len(prompt.responses) for prompt in prompts), default=0)

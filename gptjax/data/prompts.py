@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.data.conversations import ChatTokenizer, Message, read_messages, render_prompt
+from gptjax.data.conversations import Message, read_messages, render_prompt
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.types import PromptBatch
 
 
@@ -42,7 +43,7 @@ def check_prompt(messages: Sequence[Message], where: str) -> None:
 
 
 def prompt_batch(
-    prompts: Sequence[Sequence[Message]], tokenizer: ChatTokenizer, prompt_tokens: int
+    prompts: Sequence[Sequence[Message]], tokenizer: Tokenizer, prompt_tokens: int
 ) -> tuple[PromptBatch, PromptReport]:
     """Render prompts and pad them on the left, so that every response begins in the same column.
 

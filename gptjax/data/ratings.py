@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.data.conversations import ChatTokenizer, Message, read_messages
+from gptjax.data.conversations import Message, read_messages
 from gptjax.data.preferences import MAX_CANDIDATES, Response, RewardReport, candidate_rows, dense, read_responses
 from gptjax.data.prompts import check_prompt
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.types import RatingBatch
 
 LOWEST, HIGHEST = 1.0, 7.0
@@ -79,7 +80,7 @@ def read_ratings(path: str | os.PathLike[str]) -> Iterator[RatedResponses]:
 
 
 def rating_batch(
-    rated: Sequence[RatedResponses], tokenizer: ChatTokenizer, row_tokens: int, *, candidates: int | None = None
+    rated: Sequence[RatedResponses], tokenizer: Tokenizer, row_tokens: int, *, candidates: int | None = None
 ) -> tuple[RatingBatch, RewardReport]:
     """Render all responses of all prompts, padded on the right.
 

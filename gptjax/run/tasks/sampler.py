@@ -37,8 +37,8 @@ def sampler(
             filled = PromptBatch(tokens_BP=batch.tokens_BP, lengths_B=lengths_B)
             asked, index_B = distinct(filled, batch_rows(setup.mesh))
             own = put(own_rows(asked, setup.share), setup.mesh)
-            drawn = fetch(sample(params, own, index_B, jax.random.fold_in(key, number)))
-            found += answers_in(*map(np.asarray, drawn), tokenizer)
+            tokens_BR, mask_BR = fetch(sample(params, own, index_B, jax.random.fold_in(key, number)))
+            found += answers_in(np.asarray(tokens_BR), np.asarray(mask_BR), tokenizer)
         return found[: len(prompts.lengths_B)]
 
     return run
