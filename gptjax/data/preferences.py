@@ -184,13 +184,8 @@ def candidate_rows(
     if not kept:
         shortest = min(longest, default=0)
         raise ValueError(f"none of {len(rendered)} comparisons fits {row_tokens} tokens; the shortest needs {shortest}")
-    shape = (len(kept), candidates or most)
-    tokens_BCT = np.full((*shape, row_tokens), tokenizer.pad_id, np.int32)
-    lengths_BC = np.zeros(shape, np.int32)
-    for row, index in enumerate(kept):
-        for column, ids in enumerate(rendered[index]):
-            tokens_BCT[row, column, : len(ids)] = ids
-            lengths_BC[row, column] = len(ids)
+    shape = (len(kept), candidates or most, row_tokens)
+    tokens_BCT, lengths_BC = padded([rendered[index] for index in kept], shape, tokenizer.pad_id)
     responses = [response for index in kept for response in prompts[index].responses]
     report = RewardReport(
         comparisons=len(rendered),
@@ -200,6 +195,19 @@ def candidate_rows(
         unended=sum(not response.ended for response in responses),
     )
     return tokens_BCT, lengths_BC, report
+
+
+def padded(
+    rendered: Sequence[Sequence[Sequence[int]]], shape: tuple[int, int, int], pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens_BCT, lengths_BC) of B prompts with up to C candidates each, padded on the right to `shape`."""
+    tokens_BCT = np.full(shape, pad_id, np.int32)
+    lengths_BC = np.zeros(shape[:2], np.int32)
+    for row, candidates in enumerate(rendered):
+        for column, ids in enumerate(candidates):
+            tokens_BCT[row, column, : len(ids)] = ids
+            lengths_BC[row, column] = len(ids)
+    return tokens_BCT, lengths_BC
 
 
 def read_responses(record: dict[str, Any], where: str) -> list[Response]:
