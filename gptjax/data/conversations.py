@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from gptjax.data.packing import PackingReport, pack
-from gptjax.data.sources import read_jsonl, string_field
+from gptjax.data.packing import pack
+from gptjax.data.sources import field_of, read_jsonl
 from gptjax.data.tokenizer import ROLES, Tokenizer
 from gptjax.types import LmBatch
 
@@ -19,16 +19,15 @@ class ConversationReport:
     """What became of the conversations.
 
     conversations: given.  truncated: cut on the right to the row's length, still with a target.
-    dropped: left out, as cutting would have removed every target.  packing: of those that are left.
+    dropped: left out, as cutting would have removed every target.
     """
 
     conversations: int
     truncated: int
     dropped: int
-    packing: PackingReport
 
 
-def parse_messages(value: Any, where: str) -> list[Message]:
+def parse_messages(value: list[Any], where: str) -> list[Message]:
     """Check that `value` is a conversation.
 
     Args:
@@ -39,16 +38,17 @@ def parse_messages(value: Any, where: str) -> list[Message]:
         The messages, with role and content only.
 
     Raises:
-        ValueError: it is no non-empty list of messages with known roles and text, or a system message is not the first.
+        ValueError: it is empty, an entry is no message with a known role and text, or a system message is not the
+            first.
     """
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{where}: field 'messages': expected a non-empty list, got {_named(value)}")
+    if not value:
+        raise ValueError(f"{where}: field 'messages': expected a non-empty list, got an empty list")
     messages = []
     for index, entry in enumerate(value):
         here = f"{where}: messages[{index}]"
         if not isinstance(entry, dict):
-            raise ValueError(f"{here}: expected an object, got {_named(entry)}")
-        role, content = (string_field(entry, field, here) for field in ("role", "content"))
+            raise ValueError(f"{here}: expected an object, got {type(entry).__name__}")
+        role, content = (field_of(entry, field, str, here) for field in ("role", "content"))
         if role not in ROLES:
             raise ValueError(f"{here}: role {role!r}: choose system, user or assistant")
         if role == "system" and index:
@@ -66,11 +66,7 @@ def read_messages(path: str | os.PathLike[str]) -> Iterator[tuple[str, list[Mess
     where = None
     for line, record in read_jsonl(path):
         where = f"{path}:{line}"
-        if "messages" not in record:
-            raise ValueError(
-                f"{where}: no field 'messages'; the object has {', '.join(map(repr, record)) or 'no fields'}"
-            )
-        yield where, parse_messages(record["messages"], where), record
+        yield where, parse_messages(field_of(record, "messages", list, where), where), record
     if where is None:
         raise ValueError(f"{path}: the file holds no lines")
 
@@ -145,10 +141,6 @@ def pack_conversations(
             masks.append(mask[:row_tokens])
     if not documents:
         raise ValueError(f"none of {given} conversations has a target within its first {row_tokens} tokens")
-    rows, packing = pack(documents, row_tokens, loss_masks=masks, pad_id=tokenizer.pad_id)
+    rows, _ = pack(documents, row_tokens, loss_masks=masks, pad_id=tokenizer.pad_id)
     dropped = given - len(documents)
-    return rows, ConversationReport(conversations=given, truncated=truncated, dropped=dropped, packing=packing)
-
-
-def _named(value: Any) -> str:
-    return "an empty list" if value == [] else type(value).__name__
+    return rows, ConversationReport(conversations=given, truncated=truncated, dropped=dropped)

@@ -20,11 +20,10 @@ Pairs: TypeAlias = Literal["all", "best_worst"]
 class PairReport:
     """What became of the comparisons.
 
-    comparisons: given.  tied: without a pair, as all ranks are equal.  dropped: pairs with a response that is too long.
+    tied: comparisons without a pair, as all ranks are equal.  dropped: pairs with a response that is too long.
     kept: (comparison, chosen, rejected) of each row of the batch.
     """
 
-    comparisons: int
     tied: int
     dropped: int
     kept: tuple[tuple[int, int, int], ...]
@@ -84,7 +83,7 @@ def preference_batch(
             f"than {row_tokens} tokens"
         )
     batch = candidate_batch(rendered, prompt_lengths, row_tokens, tokenizer.pad_id)
-    return batch, PairReport(comparisons=len(comparisons), tied=tied, dropped=dropped, kept=tuple(kept))
+    return batch, PairReport(tied=tied, dropped=dropped, kept=tuple(kept))
 
 
 def candidate_batch(

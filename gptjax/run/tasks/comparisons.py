@@ -45,8 +45,8 @@ def simulated_comparisons(
         prompt_tokens: P, columns of a prompt.
         seed: of the candidates, their number and the labeler's noise.
     """
-    prompts, report = prompt_batch([question.messages for question in asked], tokenizer, prompt_tokens)
-    kept = [asked[index] for index in report.kept]
+    prompts, fitting = prompt_batch([question.messages for question in asked], tokenizer, prompt_tokens)
+    kept = [asked[index] for index in fitting]
     rngs = [np.random.default_rng([seed, number]) for number in range(len(kept))]
     others = [question.answer for question in kept if question.answer]
     variants = [_variants(question, others, rng) for question, rng in zip(kept, rngs, strict=True)]
