@@ -3,29 +3,15 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from gptjax.data.packing import PackingReport, pack
-from gptjax.data.sources import read_jsonl, string_field
+from gptjax.data.packing import pack
+from gptjax.data.sources import field_of, read_jsonl
+from gptjax.data.tokenizer import ROLES, Tokenizer
 from gptjax.types import LmBatch
 
 Message: TypeAlias = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Turns: TypeAlias = Literal["all", "last"]
-
-
-class ChatTokenizer(Protocol):
-    """What rendering needs of a tokenizer: the control ids and `encode`, which never returns one of them."""
-
-    pad_id: int
-    bos_id: int
-    system_id: int
-    user_id: int
-    assistant_id: int
-    end_id: int
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +19,15 @@ class ConversationReport:
     """What became of the conversations.
 
     conversations: given.  truncated: cut on the right to the row's length, still with a target.
-    dropped: left out, as cutting would have removed every target.  packing: of those that are left.
+    dropped: left out, as cutting would have removed every target.
     """
 
     conversations: int
     truncated: int
     dropped: int
-    packing: PackingReport
 
 
-def parse_messages(value: Any, where: str) -> list[Message]:
+def parse_messages(value: list[Any], where: str) -> list[Message]:
     """Check that `value` is a conversation.
 
     Args:
@@ -53,17 +38,18 @@ def parse_messages(value: Any, where: str) -> list[Message]:
         The messages, with role and content only.
 
     Raises:
-        ValueError: it is no non-empty list of messages with known roles and text, or a system message is not the first.
+        ValueError: it is empty, an entry is no message with a known role and text, or a system message is not the
+            first.
     """
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{where}: field 'messages': expected a non-empty list, got {_named(value)}")
+    if not value:
+        raise ValueError(f"{where}: field 'messages': expected a non-empty list, got an empty list")
     messages = []
     for index, entry in enumerate(value):
         here = f"{where}: messages[{index}]"
         if not isinstance(entry, dict):
-            raise ValueError(f"{here}: expected an object, got {_named(entry)}")
-        role, content = (string_field(entry, field, here) for field in ("role", "content"))
-        if role not in ("system", "user", "assistant"):
+            raise ValueError(f"{here}: expected an object, got {type(entry).__name__}")
+        role, content = (field_of(entry, field, str, here) for field in ("role", "content"))
+        if role not in ROLES:
             raise ValueError(f"{here}: role {role!r}: choose system, user or assistant")
         if role == "system" and index:
             raise ValueError(f"{here}: a system message must be the first")
@@ -80,11 +66,7 @@ def read_messages(path: str | os.PathLike[str]) -> Iterator[tuple[str, list[Mess
     where = None
     for line, record in read_jsonl(path):
         where = f"{path}:{line}"
-        if "messages" not in record:
-            raise ValueError(
-                f"{where}: no field 'messages'; the object has {', '.join(map(repr, record)) or 'no fields'}"
-            )
-        yield where, parse_messages(record["messages"], where), record
+        yield where, parse_messages(field_of(record, "messages", list, where), where), record
     if where is None:
         raise ValueError(f"{path}: the file holds no lines")
 
@@ -101,9 +83,7 @@ def read_conversations(path: str | os.PathLike[str]) -> Iterator[list[Message]]:
         yield messages
 
 
-def render(
-    messages: Sequence[Message], tokenizer: ChatTokenizer, *, turns: Turns = "all"
-) -> tuple[list[int], list[int]]:
+def render(messages: Sequence[Message], tokenizer: Tokenizer, *, turns: Turns = "all") -> tuple[list[int], list[int]]:
     """Tokens of a conversation: BOS, then role, content and end of turn for each message.
 
     Args:
@@ -118,22 +98,23 @@ def render(
     """
     if turns not in ("all", "last"):
         raise ValueError(f"turns={turns!r}: choose all or last")
+    role_ids = {"system": tokenizer.system_id, "user": tokenizer.user_id, "assistant": tokenizer.assistant_id}
     ids, mask = [tokenizer.bos_id], [0]
     for index, message in enumerate(messages):
         content = tokenizer.encode(message["content"])
         learnt = message["role"] == "assistant" and (turns == "all" or index == len(messages) - 1)
-        ids += [_role_id(message["role"], tokenizer), *content, tokenizer.end_id]
+        ids += [role_ids[message["role"]], *content, tokenizer.end_id]
         mask += [0] + [int(learnt)] * (len(content) + 1)
     return ids, mask
 
 
-def render_prompt(messages: Sequence[Message], tokenizer: ChatTokenizer) -> list[int]:
+def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     """Tokens up to where the assistant begins to speak: `render` followed by the assistant's header."""
     return [*render(messages, tokenizer)[0], tokenizer.assistant_id]
 
 
 def pack_conversations(
-    conversations: Iterable[Sequence[Message]], tokenizer: ChatTokenizer, row_tokens: int, *, turns: Turns = "all"
+    conversations: Iterable[Sequence[Message]], tokenizer: Tokenizer, row_tokens: int, *, turns: Turns = "all"
 ) -> tuple[LmBatch, ConversationReport]:
     """Pack conversations into rows, one segment for each.
 
@@ -160,14 +141,6 @@ def pack_conversations(
             masks.append(mask[:row_tokens])
     if not documents:
         raise ValueError(f"none of {given} conversations has a target within its first {row_tokens} tokens")
-    rows, packing = pack(documents, row_tokens, loss_masks=masks, pad_id=tokenizer.pad_id)
+    rows, _ = pack(documents, row_tokens, loss_masks=masks, pad_id=tokenizer.pad_id)
     dropped = given - len(documents)
-    return rows, ConversationReport(conversations=given, truncated=truncated, dropped=dropped, packing=packing)
-
-
-def _role_id(role: str, tokenizer: ChatTokenizer) -> int:
-    return {"system": tokenizer.system_id, "user": tokenizer.user_id, "assistant": tokenizer.assistant_id}[role]
-
-
-def _named(value: Any) -> str:
-    return "an empty list" if value == [] else type(value).__name__
+    return rows, ConversationReport(conversations=given, truncated=truncated, dropped=dropped)

@@ -16,19 +16,13 @@ Long: TypeAlias = Literal["split", "truncate", "drop"]
 class PackingReport:
     """What became of the documents.
 
-    documents: given.  empty: without a token, left out.  split: cut into pieces that are all
-    kept.  truncated: cut at the row's end.  dropped: left out whole.  dropped_tokens: lost by truncating and dropping.
-    rows: made.  tokens: in the rows, padding not counted.  fill: share of the rows' places that hold a token.
+    documents: given.  dropped_tokens: lost by truncating and dropping.  rows: made.
+    fill: share of the rows' places that hold a token.
     """
 
     documents: int
-    empty: int
-    split: int
-    truncated: int
-    dropped: int
     dropped_tokens: int
     rows: int
-    tokens: int
     fill: float
 
 
@@ -71,7 +65,7 @@ def pack(
         raise ValueError(f"token ids must lie in 0..{2**31 - 1}, got {tokens.min()}..{tokens.max()}")
     learnt = np.ones(len(tokens), np.float32) if loss_masks is None else _flat(loss_masks, np.float32)
     batch = _rows(tokens, learnt, pieces, row_tokens, pad_id)
-    return batch, _report(sizes, pieces, len(batch.tokens_BT), row_tokens, long)
+    return batch, _report(sizes, pieces, len(batch.tokens_BT), row_tokens)
 
 
 def weighted_by_segment(rows: LmBatch) -> LmBatch:
@@ -187,18 +181,12 @@ def _flat(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(entry, dtype) for entry in lists])
 
 
-def _report(sizes: np.ndarray, pieces: _Pieces, n_rows: int, row_tokens: int, long: Long) -> PackingReport:
-    n_long = int((sizes > row_tokens).sum())
+def _report(sizes: np.ndarray, pieces: _Pieces, n_rows: int, row_tokens: int) -> PackingReport:
     tokens = int(pieces.sizes.sum())
     return PackingReport(
         documents=len(sizes),
-        empty=int((sizes == 0).sum()),
-        split=n_long * (long == "split"),
-        truncated=n_long * (long == "truncate"),
-        dropped=n_long * (long == "drop"),
         dropped_tokens=int(sizes.sum()) - tokens,
         rows=n_rows,
-        tokens=tokens,
         fill=tokens / (n_rows * row_tokens),
     )
 

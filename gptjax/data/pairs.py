@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from gptjax.data.conversations import ChatTokenizer, render_prompt
-from gptjax.data.preferences import Comparison, render_response
+from gptjax.data.conversations import render_prompt
+from gptjax.data.preferences import Comparison, padded, render_response
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.types import PreferenceBatch
 
 Pairs: TypeAlias = Literal["all", "best_worst"]
@@ -19,11 +20,10 @@ Pairs: TypeAlias = Literal["all", "best_worst"]
 class PairReport:
     """What became of the comparisons.
 
-    comparisons: given.  tied: without a pair, as all ranks are equal.  dropped: pairs with a response that is too long.
+    tied: comparisons without a pair, as all ranks are equal.  dropped: pairs with a response that is too long.
     kept: (comparison, chosen, rejected) of each row of the batch.
     """
 
-    comparisons: int
     tied: int
     dropped: int
     kept: tuple[tuple[int, int, int], ...]
@@ -48,7 +48,7 @@ def ranked_pairs(ranks: Sequence[int], pairs: Pairs) -> list[tuple[int, int]]:
 
 
 def preference_batch(
-    comparisons: Sequence[Comparison], tokenizer: ChatTokenizer, row_tokens: int, *, pairs: Pairs
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, row_tokens: int, *, pairs: Pairs
 ) -> tuple[PreferenceBatch, PairReport]:
     """Render the pairs of all comparisons, padded on the right; the reference's log-probabilities are still NaN.
 
@@ -64,7 +64,7 @@ def preference_batch(
     Raises:
         ValueError: no pair is left.
     """
-    kept, rendered, tied, dropped = [], [], 0, 0
+    kept, rendered, prompt_lengths, tied, dropped = [], [], [], 0, 0
     for number, comparison in enumerate(comparisons):
         found = ranked_pairs(comparison.ranks, pairs)
         tied += not found
@@ -75,27 +75,37 @@ def preference_batch(
                 dropped += 1
                 continue
             kept.append((number, chosen, rejected))
-            rendered.append((first, candidates[chosen], candidates[rejected]))
+            rendered.append([candidates[chosen], candidates[rejected]])
+            prompt_lengths.append(first)
     if not kept:
         raise ValueError(
             f"none of {len(comparisons)} comparisons gives a pair: {tied} are all ties, and {dropped} pairs are longer "
             f"than {row_tokens} tokens"
         )
-    shape = (len(kept), 2)
-    tokens_BCT = np.full((*shape, row_tokens + 1), tokenizer.pad_id, np.int32)
-    lengths_BC = np.zeros(shape, np.int32)
-    for row, (_, *responses) in enumerate(rendered):
-        for column, ids in enumerate(responses):
-            tokens_BCT[row, column, : len(ids)] = ids
-            lengths_BC[row, column] = len(ids)
-    batch = PreferenceBatch(
+    batch = candidate_batch(rendered, prompt_lengths, row_tokens, tokenizer.pad_id)
+    return batch, PairReport(tied=tied, dropped=dropped, kept=tuple(kept))
+
+
+def candidate_batch(
+    rendered: Sequence[Sequence[Sequence[int]]], prompt_lengths: Sequence[int], row_tokens: int, pad_id: int
+) -> PreferenceBatch:
+    """Rendered candidates (two of a pair, or up to C) of each prompt as rows; the reference is still NaN.
+
+    Args:
+        rendered: token ids, prompt included, of each candidate of each prompt.
+        prompt_lengths: tokens that the candidates of a prompt have in common.
+        row_tokens: columns (T); no candidate is longer.
+        pad_id: what follows the candidate.
+    """
+    shape = (len(rendered), max(map(len, rendered)), row_tokens + 1)
+    tokens_BCT, lengths_BC = padded(rendered, shape, pad_id)
+    return PreferenceBatch(
         tokens_BCT=tokens_BCT[:, :, :-1],
         targets_BCT=tokens_BCT[:, :, 1:],
         lengths_BC=lengths_BC,
-        prompt_lengths_B=np.array([first for first, *_ in rendered], np.int32),
-        logp_ref_BC=np.full(shape, np.nan, np.float32),
+        prompt_lengths_B=np.array(prompt_lengths, np.int32),
+        logp_ref_BC=np.full(lengths_BC.shape, np.nan, np.float32),
     )
-    return batch, PairReport(comparisons=len(comparisons), tied=tied, dropped=dropped, kept=tuple(kept))
 
 
 def pair_ids(batch: PreferenceBatch) -> list[str]:

@@ -4,13 +4,14 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from gptjax.data.conversations import ChatTokenizer, Message, read_messages, render_prompt
+from gptjax.data.conversations import Message, read_messages, render_prompt
 from gptjax.data.prompts import check_prompt
-from gptjax.data.sources import string_field
+from gptjax.data.sources import field_of
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.types import RewardBatch
 
 MAX_CANDIDATES = 32
@@ -33,33 +34,29 @@ class Response:
             raise ValueError("the response is empty and did not end: it holds no token to score")
 
 
-class Answered(Protocol):
-    """A prompt and its responses."""
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A prompt and its responses; extra: the other fields of the line (labeler, kind of prompt)."""
 
-    @property
-    def messages(self) -> Sequence[Message]: ...
-    @property
-    def responses(self) -> Sequence[Response]: ...
+    messages: Sequence[Message]
+    responses: Sequence[Response]
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Answered):
     """A prompt, its candidates and their ranks: 1 = best, equal ranks are ties.
 
     margins: (better, worse, margin) for pairs of candidates, numbered from 0, whose scores should differ by at least
     the margin; pairs that are not named have margin 0.
-    extra: the other fields of the line (labeler, kind of prompt).
 
     Raises:
         ValueError: the number of candidates lies outside 2..32, the ranks are no weak order, or a margin contradicts
             them.
     """
 
-    messages: Sequence[Message]
-    responses: Sequence[Response]
     ranks: Sequence[int]
     margins: Sequence[tuple[int, int, float]] = ()
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.responses) <= MAX_CANDIDATES:
@@ -121,8 +118,8 @@ def read_preferences(path: str | os.PathLike[str]) -> Iterator[Comparison]:
     """
     for where, messages, record in read_messages(path):
         check_prompt(messages, where)
-        responses, ranks = read_responses(record, where), list_field(record, "ranks", where)
-        margins = list_field(record, "margins", where) if "margins" in record else []
+        responses, ranks = read_responses(record, where), field_of(record, "ranks", list, where)
+        margins = field_of(record, "margins", list, where) if "margins" in record else []
         known = ("messages", "responses", "ranks", "margins")
         extra = {key: value for key, value in record.items() if key not in known}
         try:
@@ -132,13 +129,13 @@ def read_preferences(path: str | os.PathLike[str]) -> Iterator[Comparison]:
         yield comparison
 
 
-def render_response(messages: Sequence[Message], response: Response, tokenizer: ChatTokenizer) -> list[int]:
+def render_response(messages: Sequence[Message], response: Response, tokenizer: Tokenizer) -> list[int]:
     """Tokens of prompt and response; the end token only if the response ended."""
     return render_prompt(messages, tokenizer) + tokenizer.encode(response.content) + [tokenizer.end_id] * response.ended
 
 
 def reward_batch(
-    comparisons: Sequence[Comparison], tokenizer: ChatTokenizer, row_tokens: int, *, candidates: int | None = None
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, row_tokens: int, *, candidates: int | None = None
 ) -> tuple[RewardBatch, RewardReport]:
     """Render all candidates of all prompts, padded on the right.
 
@@ -171,7 +168,7 @@ def reward_batch(
 
 
 def candidate_rows(
-    prompts: Sequence[Answered], tokenizer: ChatTokenizer, row_tokens: int, candidates: int | None
+    prompts: Sequence[Answered], tokenizer: Tokenizer, row_tokens: int, candidates: int | None
 ) -> tuple[np.ndarray, np.ndarray, RewardReport]:
     """(tokens_BCT, lengths_BC, report): what ranked and rated responses have in common; see `reward_batch`."""
     most = max((len(prompt.responses) for prompt in prompts), default=0)
@@ -183,13 +180,8 @@ def candidate_rows(
     if not kept:
         shortest = min(longest, default=0)
         raise ValueError(f"none of {len(rendered)} comparisons fits {row_tokens} tokens; the shortest needs {shortest}")
-    shape = (len(kept), candidates or most)
-    tokens_BCT = np.full((*shape, row_tokens), tokenizer.pad_id, np.int32)
-    lengths_BC = np.zeros(shape, np.int32)
-    for row, index in enumerate(kept):
-        for column, ids in enumerate(rendered[index]):
-            tokens_BCT[row, column, : len(ids)] = ids
-            lengths_BC[row, column] = len(ids)
+    shape = (len(kept), candidates or most, row_tokens)
+    tokens_BCT, lengths_BC = padded([rendered[index] for index in kept], shape, tokenizer.pad_id)
     responses = [response for index in kept for response in prompts[index].responses]
     report = RewardReport(
         comparisons=len(rendered),
@@ -201,25 +193,29 @@ def candidate_rows(
     return tokens_BCT, lengths_BC, report
 
 
+def padded(
+    rendered: Sequence[Sequence[Sequence[int]]], shape: tuple[int, int, int], pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens_BCT, lengths_BC) of B prompts with up to C candidates each, padded on the right to `shape`."""
+    tokens_BCT = np.full(shape, pad_id, np.int32)
+    lengths_BC = np.zeros(shape[:2], np.int32)
+    for row, candidates in enumerate(rendered):
+        for column, ids in enumerate(candidates):
+            tokens_BCT[row, column, : len(ids)] = ids
+            lengths_BC[row, column] = len(ids)
+    return tokens_BCT, lengths_BC
+
+
 def read_responses(record: dict[str, Any], where: str) -> list[Response]:
     """The `responses` of a line; `where` is its file:line."""
-    entries = list_field(record, "responses", where)
+    entries = field_of(record, "responses", list, where)
     return [_response(entry, f"{where}: responses[{index}]") for index, entry in enumerate(entries)]
-
-
-def list_field(record: dict[str, Any], name: str, where: str) -> list[Any]:
-    """The list `record[name]`, or a ValueError that begins with `where`."""
-    if name not in record:
-        raise ValueError(f"{where}: no field {name!r}; the object has {', '.join(map(repr, record))}")
-    if not isinstance(record[name], list):
-        raise ValueError(f"{where}: field {name!r}: expected a list, got {type(record[name]).__name__}")
-    return record[name]
 
 
 def _response(entry: Any, where: str) -> Response:
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected an object, got {type(entry).__name__}")
-    content = string_field(entry, "content", where)
+    content = field_of(entry, "content", str, where)
     ended = entry.get("ended", True)
     if not isinstance(ended, bool):
         raise ValueError(f"{where}: field 'ended': expected true or false, got {ended!r}")

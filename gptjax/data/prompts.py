@@ -2,25 +2,13 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gptjax.data.conversations import ChatTokenizer, Message, read_messages, render_prompt
+from gptjax.data.conversations import Message, read_messages, render_prompt
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.types import PromptBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptReport:
-    """What became of the prompts: how many were given, how many were dropped as too long, and which were kept.
-
-    kept: row i of the batch is prompt `kept[i]` of those given.
-    """
-
-    prompts: int
-    dropped: int
-    kept: tuple[int, ...]
 
 
 def read_prompts(path: str | os.PathLike[str]) -> Iterator[tuple[list[Message], dict[str, Any]]]:
@@ -42,8 +30,8 @@ def check_prompt(messages: Sequence[Message], where: str) -> None:
 
 
 def prompt_batch(
-    prompts: Sequence[Sequence[Message]], tokenizer: ChatTokenizer, prompt_tokens: int
-) -> tuple[PromptBatch, PromptReport]:
+    prompts: Sequence[Sequence[Message]], tokenizer: Tokenizer, prompt_tokens: int
+) -> tuple[PromptBatch, tuple[int, ...]]:
     """Render prompts and pad them on the left, so that every response begins in the same column.
 
     Args:
@@ -52,7 +40,7 @@ def prompt_batch(
         prompt_tokens: columns (P); longer prompts are dropped, the assistant's header counted.
 
     Returns:
-        (batch, report); tokens_BP is i32[kept prompts, P].
+        (batch, kept); tokens_BP is i32[kept prompts, P], and its row i is prompt `kept[i]` of those given.
 
     Raises:
         ValueError: no prompt fits.
@@ -66,5 +54,4 @@ def prompt_batch(
     for row, index in enumerate(kept):
         tokens_BP[row, prompt_tokens - len(rendered[index]) :] = rendered[index]
     lengths_B = np.array([len(rendered[index]) for index in kept], np.int32)
-    report = PromptReport(prompts=len(rendered), dropped=len(rendered) - len(kept), kept=kept)
-    return PromptBatch(tokens_BP=tokens_BP, lengths_B=lengths_B), report
+    return PromptBatch(tokens_BP=tokens_BP, lengths_B=lengths_B), kept

@@ -3,34 +3,30 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gptjax.data.conversations import ChatTokenizer, Message, read_messages
-from gptjax.data.preferences import MAX_CANDIDATES, Response, RewardReport, candidate_rows, dense, read_responses
+from gptjax.data.conversations import read_messages
+from gptjax.data.preferences import MAX_CANDIDATES, Answered, RewardReport, candidate_rows, dense, read_responses
 from gptjax.data.prompts import check_prompt
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.types import RatingBatch
 
 LOWEST, HIGHEST = 1.0, 7.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class RatedResponses:
+class RatedResponses(Answered):
     """A prompt and 1 to 32 responses, each with a rating from 1 to 7 (None: not rated) and the rating's weight.
-
-    extra: the other fields of the line (labeler, kind of prompt).
 
     Raises:
         ValueError: the number of responses, a rating or a weight lies outside its range, or nothing is rated.
     """
 
-    messages: Sequence[Message]
-    responses: Sequence[Response]
     ratings: Sequence[float | None]
     weights: Sequence[float]
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.responses) <= MAX_CANDIDATES:
@@ -79,7 +75,7 @@ def read_ratings(path: str | os.PathLike[str]) -> Iterator[RatedResponses]:
 
 
 def rating_batch(
-    rated: Sequence[RatedResponses], tokenizer: ChatTokenizer, row_tokens: int, *, candidates: int | None = None
+    rated: Sequence[RatedResponses], tokenizer: Tokenizer, row_tokens: int, *, candidates: int | None = None
 ) -> tuple[RatingBatch, RewardReport]:
     """Render all responses of all prompts, padded on the right.
 

@@ -7,9 +7,10 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+T = TypeVar("T", str, list[Any])
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -85,20 +86,22 @@ def document_files(path: Path) -> list[Path]:
 def _jsonl_documents(file: Path, field: str) -> Iterator[Document]:
     for line, record in read_jsonl(file):
         origin = f"{file}:{line}"
-        yield Document(text=string_field(record, field, origin), origin=origin)
+        yield Document(text=field_of(record, field, str, origin), origin=origin)
 
 
-def string_field(record: dict[str, Any], field: str, where: str) -> str:
-    """The string `record[field]`.
+def field_of(record: dict[str, Any], name: str, kind: type[T], where: str) -> T:
+    """The string or list `record[name]`.
 
     Raises:
-        ValueError: it is missing or no string; the message begins with `where`.
+        ValueError: it is missing or of another kind than str or list; the message begins with `where`.
     """
-    if field not in record:
-        raise ValueError(f"{where}: no field {field!r}; the object has {', '.join(map(repr, record)) or 'no fields'}")
-    if not isinstance(record[field], str):
-        raise ValueError(f"{where}: field {field!r}: expected a string, got {type(record[field]).__name__}")
-    return record[field]
+    if name not in record:
+        raise ValueError(f"{where}: no field {name!r}; the object has {', '.join(map(repr, record)) or 'no fields'}")
+    value = record[name]
+    if not isinstance(value, kind):
+        expected = "a string" if kind is str else "a list"
+        raise ValueError(f"{where}: field {name!r}: expected {expected}, got {type(value).__name__}")
+    return value
 
 
 def _text_document(file: Path) -> Iterator[Document]:

@@ -36,17 +36,20 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes) -> None:
-        self._model = model
         self._processor = _processor(model)
-        self.fingerprint = hashlib.sha256(model).hexdigest()
-        self.vocab_size = self._processor.vocab_size()
-        self.pad_id, self.bos_id, self.end_id = (self._control_id(name) for name in ("pad", "bos", "end"))
-        self.system_id, self.user_id, self.assistant_id = (self._control_id(name) for name in ROLES)
-        self._bytes = [self._token_bytes(id_) for id_ in range(self.vocab_size)]
-        self.token_bytes_V = np.array([len(part) for part in self._bytes], np.int32)
+        self._fill(model, self._processor.vocab_size())
         self._space_mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise ValueError("the model changes text: it needs byte_fallback, identity normalization, no dummy prefix")
+
+    def _fill(self, model: bytes, vocab_size: int) -> None:
+        """Set the attributes, of what the file holds and `_control_id` and `_token_bytes` say."""
+        self._model, self.vocab_size = model, vocab_size
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self.pad_id, self.bos_id, self.end_id = (self._control_id(name) for name in ("pad", "bos", "end"))
+        self.system_id, self.user_id, self.assistant_id = (self._control_id(name) for name in ROLES)
+        self._bytes = [self._token_bytes(id_) for id_ in range(vocab_size)]
+        self.token_bytes_V = np.array([len(part) for part in self._bytes], np.int32)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to `path`, whole or not at all."""
@@ -68,10 +71,7 @@ class Tokenizer:
         Raises:
             ValueError: the text is not valid Unicode (it holds half of a surrogate pair).
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"character {error.start} of the text is a lone surrogate: remove it") from None
+        utf8(text)
         first, *rest = text.split(_SPACE_MARK)
         ids = list(self._processor.encode(first))
         for part in rest:
@@ -113,6 +113,18 @@ class Tokenizer:
         return bytes([int(piece[1:-1], 16)]) if self._processor.is_byte(id_) else _surface(piece)
 
 
+def utf8(text: str) -> bytes:
+    """The bytes of `text`.
+
+    Raises:
+        ValueError: the text is not valid Unicode (it holds half of a surrogate pair).
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} of the text is a lone surrogate: remove it") from None
+
+
 def _surface(piece: str) -> bytes:
     return piece.replace(_SPACE_MARK, " ").encode()
 
@@ -132,7 +144,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, sample_bytes: int 
 
     Args:
         texts: documents; if they hold more than `sample_bytes`, every k-th one is used.
-        vocab_size: tokens, control tokens (9 with unk) and the 256 bytes included.
+        vocab_size: tokens, control tokens (8 with unk) and the 256 bytes included.
         sample_bytes: most text to train on (bytes).
 
     Returns:
@@ -143,8 +155,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, sample_bytes: int 
 
     Source: Sennrich et al. 2016, arXiv:1508.07909 (BPE); Kudo and Richardson 2018, arXiv:1808.06226 (sentencepiece).
     """
-    if vocab_size <= _N_BYTES + 9:
-        raise ValueError(f"vocab_size {vocab_size} is too small: 256 bytes and 8 special tokens need more than 265")
+    if vocab_size <= _N_BYTES + 8:
+        raise ValueError(f"vocab_size {vocab_size} is too small: 256 bytes and 8 special tokens need more than 264")
     sample = _thinned(texts, sample_bytes)
     if not sample:
         raise ValueError("no text to train a tokenizer on")

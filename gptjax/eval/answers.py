@@ -1,13 +1,10 @@
 """Answers of a model to many prompts, as texts on the host."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
-import jax
 import numpy as np
 
-from gptjax.data.loader import EVERYTHING, Share, evaluation_batches, own_rows
+from gptjax.data.tokenizer import Tokenizer
 from gptjax.types import PromptBatch
 
 
@@ -18,45 +15,6 @@ class Answer:
     text: str
     ended: bool
     tokens: tuple[int, ...]
-
-
-def answers(
-    sample: Callable[[Any, np.ndarray, jax.Array], tuple[Any, Any]],
-    prompts: PromptBatch,
-    key: jax.Array,
-    *,
-    batch_size: int,
-    share: Share = EVERYTHING,
-    put: Callable[[Any], Any],
-    decode: Callable[[Iterable[int]], str],
-    end_id: int,
-    multiple: int = 1,
-) -> list[Answer]:
-    """One answer to each prompt, in order.
-
-    Args:
-        sample: (prompts on the mesh, index_B, key) -> (tokens_BR, mask_BR) of the whole batch, on the host or
-            addressable; see gptjax.generate.engine.generate.
-        prompts: all prompts, on the host; repeat a row to get several answers to it (one after the other, so that the
-            prompt is prefilled once).
-        key: PRNG key; batch i draws from fold_in(key, i).
-        batch_size: prompts at a time.
-        share: what this host puts of each batch; it gets all answers.
-        put: host batch -> batch on the mesh.
-        decode: token ids -> text.
-        end_id: the end-of-turn token.
-        multiple: of prompts, that the mesh can spread.
-    """
-    found: list[Answer] = []
-    total = len(prompts.lengths_B)
-    for number, batch in enumerate(evaluation_batches(prompts, batch_size)):
-        lengths_B = np.maximum(batch.lengths_B, 1)  # a filler row needs one token to attend to
-        filled = PromptBatch(tokens_BP=batch.tokens_BP, lengths_B=lengths_B)
-        asked, index_B = distinct(filled, multiple)
-        own = put(own_rows(asked, share))
-        tokens_BR, mask_BR = map(np.asarray, sample(own, index_B, jax.random.fold_in(key, number)))
-        found += answers_in(tokens_BR, mask_BR, decode, end_id)
-    return found[:total]
 
 
 def distinct(prompts: PromptBatch, multiple: int = 1) -> tuple[PromptBatch, np.ndarray]:
@@ -81,20 +39,18 @@ def distinct(prompts: PromptBatch, multiple: int = 1) -> tuple[PromptBatch, np.n
     return PromptBatch(tokens_BP=tokens_BP[kept], lengths_B=lengths_B[kept]), index_B
 
 
-def answers_in(
-    tokens_BR: np.ndarray, mask_BR: np.ndarray, decode: Callable[[Iterable[int]], str], end_id: int
-) -> list[Answer]:
+def answers_in(tokens_BR: np.ndarray, mask_BR: np.ndarray, tokenizer: Tokenizer) -> list[Answer]:
     """The answers that sampled tokens spell; the mask is true up to and including the end token."""
     found = []
     for tokens_R, mask_R in zip(tokens_BR, mask_BR, strict=True):
         ids = tokens_R[mask_R].tolist()
-        ended = bool(ids) and ids[-1] == end_id
-        found.append(Answer(text=decode(ids[:-1] if ended else ids), ended=ended, tokens=tuple(ids)))
+        ended = bool(ids) and ids[-1] == tokenizer.end_id
+        found.append(Answer(text=tokenizer.decode(ids[:-1] if ended else ids), ended=ended, tokens=tuple(ids)))
     return found
 
 
-def repeated(prompts: PromptBatch, times: int) -> PromptBatch:
-    """Each prompt `times` times in a row."""
+def repeated(prompts: PromptBatch, times: int | np.ndarray) -> PromptBatch:
+    """Each prompt `times` times in a row, or the first times_B[0] times, the second times_B[1] times and so on."""
     return PromptBatch(
         tokens_BP=np.repeat(prompts.tokens_BP, times, axis=0), lengths_B=np.repeat(prompts.lengths_B, times)
     )

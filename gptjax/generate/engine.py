@@ -78,7 +78,8 @@ def generate(
     sampling: SamplingConfig,
     end_id: int,
     index_B: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    keep_logp: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Sample a response to each prompt; stops early once every row has ended.
 
     Args:
@@ -91,54 +92,22 @@ def generate(
         end_id: the token that ends a response.
         index_B: i32[B], the prompt that each response answers; None: each one once. A prompt is prefilled once, however
             many answers it gets.
+        keep_logp: return the third array, which training asks for.
 
     Returns:
-        (tokens_BR, mask_BR): i32 and bool, [B, max_new_tokens]; the mask is true up to and including `end_id`, all true
-        for a response that did not end; tokens are 0 where it is false.
-    """
-    tokens_BR, mask_BR, _ = _generated(
-        model, params, frozen, prompts, key, sampling, end_id, keep_logp=False, index_B=index_B
-    )
-    return tokens_BR, mask_BR
-
-
-def generate_with_logp(
-    model: Model,
-    params: Params,
-    frozen: Params,
-    prompts: PromptBatch,
-    key: jax.Array,
-    *,
-    sampling: SamplingConfig,
-    end_id: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`generate`, and the log-probability f32[B, R] (nats) of each token by the logits that it was drawn from.
+        (tokens_BR, mask_BR, logp_BR): i32, bool and f32, [B, max_new_tokens]; the mask is true up to and including
+        `end_id`, all true for a response that did not end; tokens are 0 where it is false; logp_BR (nats) is of each
+        token by the logits that it was drawn from, None unless it was asked for.
 
     Raises:
-        ValueError: temperature 0, top-k or top-p: the tokens would not come from the distribution that training knows.
+        ValueError: log-probabilities with temperature 0, top-k or top-p: the tokens would not come from the
+            distribution that training knows.
     """
-    if sampling.temperature == 0.0 or sampling.top_k or sampling.top_p < 1.0:
+    if keep_logp and (sampling.temperature == 0.0 or sampling.top_k or sampling.top_p < 1.0):
         raise ValueError(
             "training needs responses from the whole distribution: sampling.temperature above 0, top_k 0 and top_p 1, "
             f"got {sampling.temperature}, {sampling.top_k} and {sampling.top_p}"
         )
-    tokens_BR, mask_BR, logp_BR = _generated(model, params, frozen, prompts, key, sampling, end_id, keep_logp=True)
-    assert logp_BR is not None
-    return tokens_BR, mask_BR, logp_BR
-
-
-def _generated(
-    model: Model,
-    params: Params,
-    frozen: Params,
-    prompts: PromptBatch,
-    key: jax.Array,
-    sampling: SamplingConfig,
-    end_id: int,
-    *,
-    keep_logp: bool,
-    index_B: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     columns, longest = prompts.tokens_BP.shape[1], sampling.max_new_tokens
     params = model.gather(params)
     cache, h_BTD, segments_BS = prefilled(model, params, frozen, prompts, slots=columns + longest)

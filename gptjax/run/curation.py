@@ -10,7 +10,7 @@ from typing import Any
 
 from gptjax.data.conversations import parse_messages
 from gptjax.data.curate import SPLITS, CurationConfig, fates
-from gptjax.data.sources import read_jsonl, string_field
+from gptjax.data.sources import field_of, read_jsonl
 from gptjax.files import replacing, write_atomically
 
 REPORT = "curation.json"
@@ -79,10 +79,10 @@ def _records(source: Path, field: str, user_field: str) -> Iterator[tuple[str, s
 
 def _user(record: dict[str, Any], field: str, where: str) -> str:
     value = record.get(field)
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else string_field(record, field, where)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else field_of(record, field, str, where)
 
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:
     if isinstance(record.get(field), list):
         return "\n".join(message["content"] for message in parse_messages(record[field], where))
-    return string_field(record, field, where)
+    return field_of(record, field, str, where)

@@ -15,7 +15,7 @@ class Counts:
     embedding: token table.  position: learned position table.  head: unembedding, 0 when it is the token table.
     attention, mlp: of all layers, biases included.  norm: scales and biases of every norm.
     head_matmul: entries of the matrix that makes logits, tied or not.  block_matmul: entries of the blocks' matrices
-    that a token is multiplied with.  idle: of the experts that it is not sent to.
+    that a token is multiplied with.
     """
 
     embedding: int
@@ -26,7 +26,6 @@ class Counts:
     norm: int
     head_matmul: int
     block_matmul: int
-    idle: int = 0
 
     @property
     def total(self) -> int:
@@ -42,11 +41,6 @@ class Counts:
     def matmul(self) -> int:
         """What every token is multiplied with: the blocks' matrices and the unembedding, tied or not."""
         return self.head_matmul + self.block_matmul
-
-    @property
-    def active(self) -> int:
-        """What one token meets: all but the experts that it is not sent to."""
-        return self.total - self.idle
 
 
 def counts(config: ModelConfig) -> Counts:
@@ -71,7 +65,6 @@ def counts(config: ModelConfig) -> Counts:
         norm=(2 * layers + 1) * per_norm,
         head_matmul=table,
         block_matmul=matrices,
-        idle=(experts - chosen) * one_mlp,
     )
 
 

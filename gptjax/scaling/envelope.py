@@ -6,6 +6,8 @@ import numpy as np
 
 from gptjax.scaling.runs import Runs
 
+_POINTS = 1500  # values of C, evenly spread in ln C
+
 
 class Envelope(NamedTuple):
     """Lower envelope of loss over compute.
@@ -19,14 +21,13 @@ class Envelope(NamedTuple):
     exponent: float | None
 
 
-def envelope(runs: Runs, points: int = 1500) -> Envelope | None:
+def envelope(runs: Runs) -> Envelope | None:
     """The envelope of the curves of every size that has two horizons at least; None if fewer than two have.
 
     Curves are interpolated in ln C and never extended, so the envelope ends where the last curve does.
 
     Args:
         runs: one row for each evaluated horizon.
-        points: values of C, evenly spread in ln C.
 
     Source: Hoffmann et al. 2022, arXiv:2203.15556, section 3.1.
     """
@@ -38,7 +39,7 @@ def envelope(runs: Runs, points: int = 1500) -> Envelope | None:
             curves.append((n, log_c, np.bincount(which, mine.loss) / np.bincount(which)))
     if len(curves) < 2:
         return None
-    grid = np.linspace(min(curve[1][0] for curve in curves), max(curve[1][-1] for curve in curves), points)
+    grid = np.linspace(min(curve[1][0] for curve in curves), max(curve[1][-1] for curve in curves), _POINTS)
     losses = np.stack([np.interp(grid, log_c, loss, left=np.inf, right=np.inf) for _, log_c, loss in curves])
     covered = np.isfinite(losses).sum(axis=0) >= 2  # a single curve is no competition
     if not covered.any():

@@ -106,25 +106,17 @@ def point_fit(runs: Runs, config: FitConfig) -> tuple[Law, dict[str, Any]]:
     """The law of all runs, and how the search went."""
     if config.method == "varpro":
         found = least_squares(runs.n, runs.d, runs.loss)
-        search = {
-            "objective": float(found.objective[0]),
-            "starts_screened": found.screened,
-            "starts_polished": 1,
-            "starts_converged": 1,
-            "condition": float(found.condition[0]),
-            "gradient": float(found.gradient[0]),
-        }
-        return Law.of(found.law.array[0]), search
-    best = robust_fit(runs.n, runs.d, runs.loss, config.method, delta=config.delta)
+    else:
+        found = robust_fit(runs.n, runs.d, runs.loss, config.method, delta=config.delta)
     search = {
-        "objective": float(best.objective[0]),
-        "starts_screened": best.screened,
-        "starts_polished": best.polished,
-        "starts_converged": best.converged,
-        "condition": best.condition,
-        "gradient": best.gradient,
+        "objective": float(found.objective[0]),
+        "starts_screened": found.screened,
+        "starts_polished": found.polished,
+        "starts_converged": found.converged,
+        "condition": float(found.condition[0]),
+        "gradient": float(found.gradient[0]),
     }
-    return Law.of(best.law.array[0]), search
+    return Law.of(found.law.array[0]), search
 
 
 def residual_trends(runs: Runs, law: Law) -> dict[str, tuple[float, float]]:
@@ -163,9 +155,7 @@ def _warnings(runs: Runs, law: Law, draws: Law) -> tuple[str, ...]:
 def _outside(runs: Runs, law: Law) -> list[str]:
     """Budgets whose optimum lies outside the sizes that were run."""
     found = []
-    budget = runs.budget
-    for number in range(budget.max() + 1):
-        mine = runs.take(budget == number)
+    for mine in runs.budgets:
         if len(np.unique(mine.n)) < 3:
             continue
         c = float(np.exp(np.log(mine.c).mean()))

@@ -71,10 +71,6 @@ class KaplanLaw:
         ratio = self.alpha_n / self.alpha_d
         return (np.power(self.n_c / n, ratio) + self.d_c / np.asarray(d, np.float64)) ** self.alpha_d
 
-    def asdict(self) -> dict[str, float]:
-        """The parameters by name."""
-        return dict(vars(self))
-
 
 def kaplan_law(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> KaplanLaw:
     """Least squares of Kaplan's form on log loss, from several starts.

@@ -10,6 +10,7 @@ from gptjax.scaling.bootstrap import interval
 from gptjax.scaling.law import Law
 from gptjax.scaling.runs import Runs
 
+_DRAWS = 1000  # noisy copies of each profile
 NEAREST = 5  # sizes round the lowest loss that the parabola is fitted to
 
 
@@ -60,29 +61,26 @@ class PowerLaw:
         return self.coefficient * c**self.exponent
 
 
-def minima(runs: Runs, law: Law, *, noise: float, draws: int = 1000, seed: int = 0) -> tuple[list[Minimum], np.ndarray]:
+def minima(runs: Runs, law: Law, *, noise: float, seed: int = 0) -> tuple[list[Minimum], np.ndarray]:
     """The minimum of every budget that has three sizes, and draws f64[R, budgets] of ln N*.
 
     Args:
         runs: all budgets.
         law: the parametric fit (third method).
         noise: standard deviation of ln loss, from residuals or seeds.
-        draws: noisy copies of each profile.
         seed: of the noise.
     """
     rng = np.random.default_rng(seed)
-    budget = runs.budget
     found, columns = [], []
-    for number in range(int(budget.max()) + 1):
-        mine = runs.take(budget == number)
+    for mine in runs.budgets:
         sizes, losses = _profile(mine)
         if len(sizes) < 3:
             continue
-        copies = losses * np.exp(noise * rng.normal(size=(draws, len(losses))))
+        copies = losses * np.exp(noise * rng.normal(size=(_DRAWS, len(losses))))
         vertices = _noisy_vertices(sizes, losses, copies)
         columns.append(vertices)
         found.append(_minimum(mine, sizes, losses, law, vertices))
-    return found, np.stack(columns, axis=1) if columns else np.zeros((draws, 0))
+    return found, np.stack(columns, axis=1) if columns else np.zeros((_DRAWS, 0))
 
 
 def power_law(found: list[Minimum], log_n_draws: np.ndarray, k: float, *, tokens: bool = False) -> PowerLaw | None:

@@ -1,7 +1,7 @@
 """The parametric law L = E + A / N^alpha + B / D^beta and what follows from it for a compute budget."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,3 +67,21 @@ class Law:
     def array(self) -> np.ndarray:
         """f64[..., 5] in the order of PARAMETERS."""
         return np.stack([np.asarray(getattr(self, name), np.float64) for name in PARAMETERS], axis=-1)
+
+
+class Solution(NamedTuple):
+    """Laws [R] of R fits, with objective [R], and how the search went.
+
+    screened, polished: starts.  converged: of the polished, those within a millionth of the best objective.
+    condition [R]: of the problem at the solution (two-dimensional where E, A and B are projected out, else of five).
+    gradient [R]: its norm over the objective's scale, or per run (0 at a vertex of absolute deviations, where there is
+    none).
+    """
+
+    law: Law
+    objective: np.ndarray
+    condition: np.ndarray
+    gradient: np.ndarray
+    screened: int
+    polished: int = 1
+    converged: int = 1

@@ -16,16 +16,14 @@ FAR = 10.0  # times the largest compute fitted: beyond it a recommendation is ma
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRule:
-    """How a number of parameters becomes a shape.
+    """How a number of parameters becomes a shape, with swiglu and an unembedding of its own.
 
-    parameters: which count is matched.  vocab_size, activation, tied: of the model.  head_width: of attention.
+    parameters: which count is matched.  vocab_size: of the model.  head_width: of attention.
     aspect: width over layers aimed at.
     """
 
     parameters: str = "matmul"
     vocab_size: int = 32_768
-    activation: str = "swiglu"
-    tied: bool = False
     head_width: int = 128
     aspect: float = 100.0
 
@@ -150,11 +148,10 @@ def shape_of(n: float, rule: ShapeRule) -> tuple[ModelConfig, int]:
 
 
 def _model(layers: int, width: int, rule: ShapeRule) -> ModelConfig:
-    hidden = 4 * width if rule.activation != "swiglu" else -(-8 * width // 3 // 64) * 64
-    activation: Any = rule.activation
+    hidden = -(-8 * width // 3 // 64) * 64
     return ModelConfig(
         vocab_size=rule.vocab_size, layers=layers, width=width, heads=width // rule.head_width, hidden=hidden,
-        activation=activation, tied=rule.tied,
+        activation="swiglu", tied=False,
     )  # fmt: skip
 
 

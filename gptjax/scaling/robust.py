@@ -8,31 +8,15 @@ Arrays are f64; R counts fits, M runs.
 """
 
 import itertools
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
-from gptjax.scaling.law import Law
+from gptjax.scaling.law import Law, Solution
 
 Penalty = Literal["huber", "lad"]
 _CHUNK = 20_000
-
-
-class RobustSolution(NamedTuple):
-    """Laws [R] with objective [R]; for a fit from many starts, how the search went.
-
-    screened, polished: starts.  converged: of the polished, those within a millionth of the best objective.
-    condition: of the five-dimensional problem.  gradient: norm per run (huber; at a vertex of absolute deviations there
-    is none).
-    """
-
-    law: Law
-    objective: np.ndarray
-    screened: int
-    polished: int
-    converged: int
-    condition: float
-    gradient: float
+_POLISHED = 100  # best starts that are polished
 
 
 def starts() -> np.ndarray:
@@ -42,9 +26,7 @@ def starts() -> np.ndarray:
     return np.array(list(itertools.product(a, a, e, exponent, exponent)))
 
 
-def robust_fit(
-    n: np.ndarray, d: np.ndarray, loss: np.ndarray, penalty: Penalty, *, delta: float = 1e-3, polish: int = 100
-) -> RobustSolution:
+def robust_fit(n: np.ndarray, d: np.ndarray, loss: np.ndarray, penalty: Penalty, *, delta: float = 1e-3) -> Solution:
     """The law of least sum of Huber or absolute deviations of log loss.
 
     Args:
@@ -53,7 +35,6 @@ def robust_fit(
         loss: f64[M] (nats), positive.
         penalty: huber, or lad (what a Huber likelihood with a free scale amounts to).
         delta: where Huber's loss turns from square to straight (log nats).
-        polish: best starts that are polished.
 
     Source: Hoffmann et al. 2022, arXiv:2203.15556, section 3.3 (Huber, delta .001, the grid of starts); Besiroglu et
     al. 2024, arXiv:2404.10102 (why tolerances and sums matter).
@@ -65,7 +46,7 @@ def robust_fit(
     cost = np.concatenate(
         [_objective(part, log_n, log_d, target, weights, width) for part in np.array_split(grid, 20)]
     )  # fmt: skip
-    best = _centred(grid[np.argsort(cost, kind="stable")[:polish]], log_n, log_d)
+    best = _centred(grid[np.argsort(cost, kind="stable")[:_POLISHED]], log_n, log_d)
     x, y = log_n - log_n.mean(), log_d - log_d.mean()
     theta, objective = _descended(best, x, y, target, np.ones((len(best), len(n))), width)
     order = np.argsort(objective)
@@ -75,13 +56,16 @@ def robust_fit(
     winner = int(objective.argmin())
     jacobian, residual = _jacobian(theta[winner : winner + 1], x, y, target)
     slope = np.einsum("rmp,rm->p", jacobian, np.clip(residual / (width or 1.0), -1.0, 1.0))
-    condition = float(np.linalg.cond(jacobian[0].T @ jacobian[0]))
     converged = int((objective <= objective[winner] * (1 + 1e-6) + 1e-9).sum())
-    gradient = float(np.linalg.norm(slope) / len(n)) if width else 0.0
-    law = _law(theta[winner : winner + 1], log_n, log_d)
-    return RobustSolution(
-        law, objective[winner : winner + 1], len(grid), len(best), converged, condition, gradient
-    )  # fmt: skip
+    return Solution(
+        law=_law(theta[winner : winner + 1], log_n, log_d),
+        objective=objective[winner : winner + 1],
+        condition=np.atleast_1d(np.linalg.cond(jacobian[0].T @ jacobian[0])),
+        gradient=np.atleast_1d(np.linalg.norm(slope) / len(n) if width else 0.0),
+        screened=len(grid),
+        polished=len(best),
+        converged=converged,
+    )
 
 
 def robust_refits(

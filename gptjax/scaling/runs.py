@@ -74,19 +74,16 @@ class Runs:
         numbers[order] = np.concatenate([[0], np.cumsum(gaps)])
         return numbers
 
+    @property
+    def budgets(self) -> "list[Runs]":
+        """The runs of each budget, from the smallest."""
+        numbers = self.budget
+        return [self.take(numbers == number) for number in range(int(numbers.max()) + 1)]
+
     def values(self, name: str) -> np.ndarray | None:
         """f64[M] of another numeric column, None unless every run has it."""
         found = [_number(row.get(name)) for row in self.rows]
         return None if any(value is None for value in found) else np.array(found, np.float64)
-
-
-def runs_of(n: Any, d: Any, loss: Any, c: Any = None, trunk: Any = None) -> Runs:
-    """Runs of arrays (tests, notebooks); c defaults to 6 N D, trunk to one for each run."""
-    n, d, loss = (np.asarray(x, np.float64) for x in (n, d, loss))
-    c = 6 * n * d if c is None else np.asarray(c, np.float64)
-    trunk = np.arange(len(n)) if trunk is None else np.asarray(trunk)
-    names = [f"run {i}" for i in range(len(n))]
-    return Runs(n=n, d=d, c=c, loss=loss, trunk=trunk, names=names, rows=[{} for _ in n])
 
 
 def read_runs(path: Path, columns: Columns | None = None, *, drop: Sequence[str] = ()) -> Runs:

@@ -50,8 +50,7 @@ class Prediction:
 
 def straight_line(runs: Runs, c: float) -> float | None:
     """Loss at C on the line through the lowest losses of the two largest budgets, in ln L over ln C."""
-    budget = runs.budget
-    last = [runs.take(budget == number) for number in sorted(set(budget.tolist()))[-2:]]
+    last = runs.budgets[-2:]
     if len(last) < 2:
         return None
     (x1, y1), (x2, y2) = ((math.log(part.c[part.loss.argmin()]), math.log(part.loss.min())) for part in last)
@@ -72,11 +71,10 @@ def predict(fitted: Fit, n: float, d: float, c: float) -> dict[str, Any]:
     }
 
 
-def compared(fitted: Fit, seen: Runs) -> Prediction:
-    """The prediction of the run of lowest loss among `seen`, which the fit does not know, beside its loss."""
+def compared(said: dict[str, Any], seen: Runs) -> Prediction:
+    """What `predict` said beside the run of lowest loss among `seen`, which the fit did not know."""
     best = int(seen.loss.argmin())
     n, d, c, loss = (float(x[best]) for x in (seen.n, seen.d, seen.c, seen.loss))
-    said = predict(fitted, n, d, c)
     line = said["straight_line"]
     low, high = said["interval_95"]
     return Prediction(
@@ -95,6 +93,12 @@ def compared(fitted: Fit, seen: Runs) -> Prediction:
     )
 
 
+def _predicted(fitted: Fit, seen: Runs) -> Prediction:
+    """The run of lowest loss among `seen`, predicted and compared."""
+    best = int(seen.loss.argmin())
+    return compared(predict(fitted, seen.n[best], seen.d[best], seen.c[best]), seen)
+
+
 def holdout(runs: Runs, config: FitConfig, budgets: int = 1) -> list[Prediction]:
     """Fit without the largest budgets, and predict each of them.
 
@@ -106,22 +110,21 @@ def holdout(runs: Runs, config: FitConfig, budgets: int = 1) -> list[Prediction]
     Raises:
         ValueError: there are not enough budgets, or the rest cannot determine the law.
     """
-    number = runs.budget
-    n_budgets = int(number.max()) + 1
-    if not 0 < budgets <= n_budgets - 2:
-        raise ValueError(f"{budgets} budgets held out of {n_budgets}: two at least must be left to fit")
-    fitted = fit(runs.take(number < n_budgets - budgets), config)
-    return [compared(fitted, runs.take(number == i)) for i in range(n_budgets - budgets, n_budgets)]
+    parts = runs.budgets
+    left = len(parts) - budgets
+    if not 2 <= left < len(parts):
+        raise ValueError(f"{budgets} budgets held out of {len(parts)}: two at least must be left to fit")
+    fitted = fit(runs.take(runs.budget < left), config)
+    return [_predicted(fitted, part) for part in parts[left:]]
 
 
 def rolling_origin(runs: Runs, config: FitConfig) -> list[Prediction]:
     """For each budget from the third on: fit on all smaller ones, predict it. Fits that are impossible are left out."""
-    number = runs.budget
     found = []
-    for i in range(2, int(number.max()) + 1):
+    for i, part in enumerate(runs.budgets[2:], 2):
         try:
-            fitted = fit(runs.take(number < i), config)
+            fitted = fit(runs.take(runs.budget < i), config)
         except ValueError:
             continue
-        found.append(compared(fitted, runs.take(number == i)))
+        found.append(_predicted(fitted, part))
     return found

@@ -13,25 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptjax.scaling.law import Law
+from gptjax.scaling.law import Law, Solution
 
 EXPONENT_BOUNDS = (0.01, 3.0)
 _SUBSETS = [subset for size in (3, 2, 1) for subset in itertools.combinations(range(3), size)]
 _CHUNK = 200_000  # numbers in an array of one step: about what a core's cache holds
-
-
-class Solution(NamedTuple):
-    """Laws [R] with their weighted sums of squares [R] and how the search went.
-
-    screened: starts compared.  condition: of the two-dimensional problem at the solution [R].
-    gradient: norm of the gradient over the objective's scale [R].
-    """
-
-    law: Law
-    objective: np.ndarray
-    screened: int
-    condition: np.ndarray
-    gradient: np.ndarray
 
 
 def least_squares(
@@ -66,7 +52,7 @@ def least_squares(
         B=linear[:, 2] * np.exp(exponents[:, 1] * d0),
         beta=exponents[:, 1],
     )
-    return Solution(law, objective, len(grid), condition, gradient)
+    return Solution(law, objective, condition, gradient, screened=len(grid))
 
 
 def _centred(values: np.ndarray) -> tuple[np.ndarray, float]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import reshard
 
 from gptjax import dims
-from gptjax.generate.engine import SamplingConfig, generate_with_logp, prompt_layout
+from gptjax.generate.engine import SamplingConfig, generate, prompt_layout
 from gptjax.losses.returns import gae, kl_shaped_rewards, whitened
 from gptjax.model_types import Model, ScalarModel, ValueHead
 from gptjax.train.normalise import normalised
@@ -96,8 +96,8 @@ def draw(
     end_id: int,
 ) -> Drawn:
     """A response to each prompt, not scored yet."""
-    tokens_BR, mask_BR, logp_BR = generate_with_logp(
-        policy, params, frozen, prompts, key, sampling=sampling, end_id=end_id
+    tokens_BR, mask_BR, logp_BR = generate(
+        policy, params, frozen, prompts, key, sampling=sampling, end_id=end_id, keep_logp=True
     )
     return Drawn(tokens_BR=tokens_BR, mask_BR=mask_BR, logp_sampler_BR=logp_BR)
 

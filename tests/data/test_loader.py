@@ -1,8 +1,6 @@
 """Loading: a batch depends on seed and position alone, on any number of hosts."""
 
 import ast
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -147,9 +145,3 @@ def test_no_file_of_the_package_imports_jax():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.split(".")[0] in ("jax", "flax", "optax")], path
-
-
-def test_importing_the_package_leaves_grain_alone():
-    modules = ", ".join(f"gptjax.data.{path.stem}" for path in DATA.glob("*.py"))
-    code = f"import sys, {modules}; assert 'grain' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=DATA.parents[1])

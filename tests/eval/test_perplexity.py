@@ -1,4 +1,4 @@
-"""Held-out loss as ratios of sums, and answers put together from ragged batches."""
+"""Held-out loss as ratios of sums, and prompts of which each is kept once."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.eval.answers import answers, distinct, repeated
+from gptjax.eval.answers import distinct, repeated
 from gptjax.eval.intervals import clustered_mean
 from gptjax.eval.perplexity import heldout_loss
 from gptjax.losses.cross_entropy import NllSums, nll_sums
@@ -108,33 +108,6 @@ def test_perplexity_leaves_the_z_loss_out(dtype):
     assert abs(found["perplexity"] - case["expected"]["WRONG_perplexity_if_z_kept"]) > 0.01
 
 
-def test_answers_come_in_order_without_those_of_filler_rows():
-    # 3 prompts in batches of 2: the answer to prompt p is its length, twice, then the end token if the length is odd
-    prompts = PromptBatch(tokens_BP=np.zeros((3, 4), np.int32), lengths_B=np.array([3, 2, 1], np.int32))
-    seen = []
-
-    def sample(batch, index_B, key):
-        seen.append(jax.random.key_data(key).tolist())
-        lengths_B = batch.lengths_B[index_B]
-        tokens_BR = np.stack([lengths_B, lengths_B, np.full(2, 9)], axis=1)
-        mask_BR = np.stack([np.ones(2), np.ones(2), lengths_B % 2], axis=1).astype(bool)
-        return tokens_BR, mask_BR
-
-    found = answers(
-        sample,
-        prompts,
-        jax.random.key(0),
-        batch_size=2,
-        put=lambda batch: batch,
-        decode=lambda ids: "".join(map(str, ids)),
-        end_id=9,
-    )
-    assert [(answer.text, answer.ended) for answer in found] == [("33", True), ("22", False), ("11", True)]
-    assert found[0].tokens == (3, 3, 9)
-    assert len(seen) == 2
-    assert seen[0] != seen[1]
-
-
 def test_a_run_of_equal_prompts_is_kept_once():
     # 8 rows of prompts 5 5 5 6 6 5 5 5: three runs, which need 4 places; a mesh that spreads 8 rows needs all 8
     tokens_BP = np.array([[5], [5], [5], [6], [6], [5], [5], [5]])
@@ -158,6 +131,7 @@ def test_each_prompt_is_repeated_in_a_row():
     twice = repeated(prompts, 2)
     assert twice.tokens_BP.ravel().tolist() == [1, 1, 2, 2]
     assert twice.lengths_B.tolist() == [5, 5, 6, 6]
+    assert repeated(prompts, np.array([1, 3])).lengths_B.tolist() == [5, 6, 6, 6]
 
 
 def test_the_interval_covers_the_truth_in_95_of_100_runs():

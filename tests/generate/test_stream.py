@@ -36,7 +36,7 @@ def batched(world, ids, columns, key, sampling, end_id=NEVER):
     tokens = np.array([[0] * (columns - len(ids)) + ids], np.int32)
     batch = put(PromptBatch(tokens_BP=tokens, lengths_B=np.array([len(ids)], np.int32)), mesh)
     run = jax.jit(lambda params, batch, key: generate(model, params, {}, batch, key, sampling=sampling, end_id=end_id))
-    tokens_BR, mask_BR = map(np.asarray, run(params, batch, key))
+    tokens_BR, mask_BR = map(np.asarray, run(params, batch, key)[:2])
     return tokens_BR[0][mask_BR[0]].tolist()
 
 

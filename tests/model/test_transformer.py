@@ -82,7 +82,7 @@ def test_greedy_decoding_with_a_cache_equals_full_forward_passes(model, one_devi
             jax.random.key(0),
             sampling=SamplingConfig(max_new_tokens=5, temperature=0.0),
             end_id=99,
-        )
+        )[:2]
     )
     tokens_BR, mask_BR = map(np.asarray, run(put(batch, one_device)))
     assert mask_BR.all()
@@ -100,7 +100,7 @@ def test_generation_stops_at_the_end_token_and_counts_it(model, one_device):
     batch = put(PromptBatch(tokens_BP=np.full((4, 2), 3, np.int32), lengths_B=np.full(4, 2, np.int32)), one_device)
     sampling = SamplingConfig(max_new_tokens=20)
     run = jax.jit(lambda p, batch: generate(model, p, {}, batch, jax.random.key(1), sampling=sampling, end_id=7))
-    tokens_BR, mask_BR = run(params, batch)
+    tokens_BR, mask_BR, _ = run(params, batch)
     for tokens, mask in zip(np.asarray(tokens_BR), np.asarray(mask_BR), strict=True):
         length = mask.sum()
         assert mask[:length].all()

@@ -107,9 +107,9 @@ def test_the_mask_of_a_sampled_response_ends_where_trl_cuts_it(models):
     )
     sampling = SamplingConfig(max_new_tokens=RESPONSE)
     draw = partial(generate, models.model, models.params["policy"], {}, prompts, jax.random.key(0), sampling=sampling)
-    free, _ = draw(end_id=-1)
+    free, *_ = draw(end_id=-1)
     stop, beyond = np.bincount(np.ravel(free)).argmax(), VOCABULARY  # TRL pads with a token that cannot be sampled
-    tokens, mask = (np.array(x) for x in draw(end_id=int(stop)))
+    tokens, mask = (np.array(x) for x in draw(end_id=int(stop))[:2])
     responses = torch.tensor(np.where(mask, tokens, rng.integers(0, PAD, mask.shape)))  # TRL goes on sampling
     cut = ppo_trainer.truncate_response(stop, beyond, responses)
     lengths = ppo_trainer.first_true_indices(cut == beyond).numpy()

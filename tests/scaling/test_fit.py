@@ -5,13 +5,12 @@ import time
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from synthetic import LAW, grid, scattered
+from synthetic import LAW, grid, runs_of, scattered
 
 from gptjax.scaling.bootstrap import bootstrap, interval
 from gptjax.scaling.fit import FitConfig, fit, point_fit, residual_trends
 from gptjax.scaling.law import PARAMETERS, Law
 from gptjax.scaling.robust import robust_refits
-from gptjax.scaling.runs import runs_of
 from gptjax.scaling.varpro import least_squares
 
 LAWS = [

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from synthetic import LAW, grid
+from synthetic import LAW, grid, runs_of
 
 from gptjax.scaling.envelope import envelope
 from gptjax.scaling.forms import KaplanLaw, OffsetPowerLaw, RepeatedData, kaplan_law, offset_power_law, repeated_data
 from gptjax.scaling.isoflop import minima, power_law
-from gptjax.scaling.runs import runs_of
 
 
 def test_a_true_parabola_is_recovered():
@@ -80,7 +79,7 @@ def test_offset_power_law_is_recovered():
 def test_kaplans_form_is_recovered():
     runs, law = grid(), KaplanLaw(n_c=6.4e13, alpha_n=0.076, d_c=1.8e13, alpha_d=0.103)
     found = kaplan_law(runs.n, runs.d, law.loss(runs.n, runs.d))
-    np.testing.assert_allclose(list(found.asdict().values()), [6.4e13, 0.076, 1.8e13, 0.103], rtol=1e-8)
+    np.testing.assert_allclose(list(vars(found).values()), [6.4e13, 0.076, 1.8e13, 0.103], rtol=1e-8)
 
 
 def test_repeated_tokens_by_hand():

@@ -5,13 +5,12 @@ import math
 
 import numpy as np
 import pytest
-from synthetic import LAW, grid
+from synthetic import LAW, grid, runs_of
 
 from gptjax.scaling.accounting import counts
 from gptjax.scaling.fit import FitConfig, fit
 from gptjax.scaling.recommend import ShapeRule, recommend, shape_of
 from gptjax.scaling.rules import critical_batch, deepseek_law, own_rule, step_law
-from gptjax.scaling.runs import runs_of
 from gptjax.scaling.validate import holdout, rolling_origin, straight_line
 
 FEW = FitConfig(draws=60)

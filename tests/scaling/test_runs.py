@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from synthetic import runs_of
 
-from gptjax.scaling.runs import Columns, read_runs, runs_of
+from gptjax.scaling.runs import Columns, read_runs
 
 GOOD = {"n_params": 1e6, "n_tokens": 2e7, "flops": 1.2e14, "loss": 3.0}
 
@@ -90,3 +91,8 @@ def test_achieved_budgets_are_grouped_by_their_gaps():
 def test_the_factor_between_c_and_nd_is_measured():
     runs = runs_of([1e6, 2e6], [1e7, 1e7], [3.0, 2.9], [8e13, 1.6e14])
     assert runs.flops_per_parameter_token == pytest.approx(8.0)
+
+
+def test_the_runs_of_each_budget_come_from_the_smallest():
+    runs = runs_of(np.arange(1.0, 6.0), np.ones(5), np.ones(5), np.array([2.1, 1.0, 1.05, 2.0, 1.1]))
+    assert [part.n.tolist() for part in runs.budgets] == [[2.0, 3.0, 5.0], [1.0, 4.0]]

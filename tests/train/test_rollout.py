@@ -35,7 +35,7 @@ def sampled():
 
     @jax.jit
     def draw(params, prompts):
-        return generate(model, params, {}, prompts, jax.random.key(3), sampling=SAMPLING, end_id=END)
+        return generate(model, params, {}, prompts, jax.random.key(3), sampling=SAMPLING, end_id=END)[:2]
 
     @jax.jit
     def logp(params, prompts, tokens_BR, mask_BR):

@@ -67,6 +67,6 @@ def test_after_overfitting_one_conversation_greedy_decoding_stops_where_the_assi
     prompts = [render_prompt(conversation[:turns], tokenizer) for turns in (1, 3)]
     tokens_BP = np.array([[6] * (14 - len(ids)) + ids for ids in prompts], np.int32)
     lengths_B = np.array([len(ids) for ids in prompts], np.int32)
-    tokens_BR, mask_BR = answer(state.params, put(PromptBatch(tokens_BP=tokens_BP, lengths_B=lengths_B), one_device))
+    tokens_BR, mask_BR, _ = answer(state.params, put(PromptBatch(tokens_BP=tokens_BP, lengths_B=lengths_B), one_device))
     said = [tokens[mask].tolist() for tokens, mask in zip(np.asarray(tokens_BR), np.asarray(mask_BR), strict=True)]
     assert said == [[9, 10, 11, 6], [13, 6]]

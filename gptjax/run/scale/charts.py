@@ -151,7 +151,10 @@ def draws(fitted: Fit) -> Chart:
         axes.plot(getattr(laws, x), getattr(laws, y), ".", color=BLUE, markersize=2, alpha=0.4)
         axes.plot(getattr(law, x), getattr(law, y), "+", color=ORANGE, markersize=9, markeredgewidth=1.8)
         axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
-    parts = [f"{name} {getattr(law, name):.3f} ({low:.3f} to {high:.3f})" for name, (low, high) in _intervals(fitted)]
+    parts = []
+    for name in ("E", "alpha", "beta"):
+        low, high = fitted.interval(name)
+        parts.append(f"{name} {getattr(law, name):.3f} ({low:.3f} to {high:.3f})")
     table = {name: getattr(laws, name).tolist() for name in ("E", "A", "alpha", "B", "beta")}
     return _chart("bootstrap", figure, f"{len(laws.E):,} refits; 95 % intervals: {', '.join(parts)}.", table)
 
@@ -213,10 +216,6 @@ def learning_rates(runs: Runs) -> Chart | None:
     all_axes[0].set_ylabel("loss (nats per token)")
     table = {"peak_lr": rate.tolist(), "width": width.tolist(), "kind": kind, "loss": runs.loss.tolist()}
     return _chart("learning_rates", figure, "; ".join(parts) + ".", table)
-
-
-def _intervals(fitted: Fit) -> list[tuple[str, tuple[float, float]]]:
-    return [(name, fitted.interval(name)) for name in ("E", "alpha", "beta")]
 
 
 def _axes(height: float, *, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:

@@ -73,9 +73,6 @@ def config_of(args: argparse.Namespace) -> FitConfig:
     Raises:
         ValueError: an option lies outside its range.
     """
-    for name, choices in (("method", ("varpro", "huber", "lad")), ("resampling", ("auto", "trunks", "residuals"))):
-        if getattr(args, name) not in choices:
-            raise ValueError(f"--{name} {getattr(args, name)!r}: choose one of {', '.join(choices)}")
     names = ("method", "delta", "draws", "resampling", "seed")
     return FitConfig(**{name: getattr(args, name) for name in names})
 
@@ -111,17 +108,17 @@ def figures(found: Findings) -> dict[str, Any]:
         "isoflop_exponent": None if found.lines[0] is None else found.lines[0].exponent,
         "isoflop_exponent_95": None if found.lines[0] is None else found.lines[0].interval,
         "envelope_exponent": None if hull is None else hull.exponent,
-        "warnings": list(fitted.warnings) + [f"{m.c:.3g} FLOPs: {flag}" for m in found.minima for flag in m.flags],
+        "warnings": found.warnings,
     }
     return result | _other_forms(found)
 
 
 def _other_forms(found: Findings) -> dict[str, Any]:
     runs = found.fit.runs
-    forms: dict[str, Any] = {"kaplan": kaplan_law(runs.n, runs.d, runs.loss).asdict()}
-    best = [(float(runs.c[i]), float(runs.loss[i])) for i in _best_of_budgets(runs)]
-    if len(best) >= 4:
-        c, loss = (np.array(values) for values in zip(*best, strict=True))
+    forms: dict[str, Any] = {"kaplan": vars(kaplan_law(runs.n, runs.d, runs.loss))}
+    budgets = runs.budgets
+    if len(budgets) >= 4:
+        c, loss = (np.array(x) for x in zip(*((b.c[b.loss.argmin()], b.loss.min()) for b in budgets), strict=True))
         forms["loss_over_compute"] = vars(offset_power_law(c, loss))
     unique = runs.values("unique_tokens")
     if unique is not None and (runs.d > unique * 1.001).any():
@@ -129,17 +126,12 @@ def _other_forms(found: Findings) -> dict[str, Any]:
     return {"other_forms": forms}
 
 
-def _best_of_budgets(runs: Runs) -> list[int]:
-    numbers = runs.budget
-    places = [np.flatnonzero(numbers == i) for i in range(int(numbers.max()) + 1)]
-    return [int(mine[runs.loss[mine].argmin()]) for mine in places]
-
-
 def _finish(args: argparse.Namespace, found: Findings, result: dict[str, Any]) -> None:
+    result = _plain(result)
     if args.report is not None:
         note(f"report: {write_scale_report(Path(args.report), found, result)}")
     if args.json:
-        print(json.dumps(_plain(result), allow_nan=False))
+        print(json.dumps(result, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
@@ -172,7 +164,7 @@ def _print_fit(found: Findings) -> None:
         f"{s['starts_polished']} polished converged, condition {s['condition']:.2g}; "
         f"rms log residual {fitted.rms_log_residual:.2%}"
     )
-    for warning in figures(found)["warnings"]:
+    for warning in found.warnings:
         note(f"warning: {warning}")
 
 

@@ -41,10 +41,12 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 def _table_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", type=Path, help=".jsonl or .csv, one run a row")
-    parser.add_argument("--method", default="varpro", help="varpro, huber or lad")
+    parser.add_argument("--method", choices=("varpro", "huber", "lad"), default="varpro", help="how the law is fitted")
     parser.add_argument("--delta", type=float, default=1e-3, help="of Huber's loss (log nats)")
     parser.add_argument("--draws", type=int, default=1000, help="bootstrap refits")
-    parser.add_argument("--resampling", default="auto", help="auto, trunks or residuals")
+    parser.add_argument(
+        "--resampling", choices=("auto", "trunks", "residuals"), default="auto", help="of the bootstrap"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--n-params", default="n_params", metavar="COLUMN", help="parameters")
     parser.add_argument("--n-tokens", default="n_tokens", metavar="COLUMN", help="training tokens")

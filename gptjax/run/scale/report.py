@@ -25,16 +25,28 @@ class Findings(NamedTuple):
     rolling: tuple[Prediction, ...] = ()
     recommendation: Recommendation | None = None
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the runs do not support: of the recommendation, else of the fit, and of every isoFLOP profile."""
+        own = self.fit.warnings if self.recommendation is None else self.recommendation.warnings
+        return [*own, *(f"{minimum.c:.3g} FLOPs: {flag}" for minimum in self.minima for flag in minimum.flags)]
+
 
 def write_scale_report(folder: Path, found: Findings, result: dict[str, Any]) -> Path:
-    """Write report.html, result.json and figures/ into a folder; return the path of the report."""
+    """Write report.html, result.json and figures/ into a folder; return the path of the report.
+
+    Raises:
+        ValueError: a number of `result` is not finite, for which JSON has no text.
+    """
+    text = json.dumps(result, indent=1, allow_nan=False)
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     drawn = _drawn(found)
     for chart in drawn:
         _save(figures, chart)
-    write_atomically(folder / "result.json", json.dumps(result, indent=1, default=str))
-    parts = [pieces.paragraph(_summary(found)), *map(pieces.note, _warnings(found)), _law_table(found.fit)]
+    write_atomically(folder / "result.json", text)
+    warnings = [f"{warning[0].upper()}{warning[1:]}." for warning in found.warnings]
+    parts = [pieces.paragraph(_summary(found)), *map(pieces.note, warnings), _law_table(found.fit)]
     for chart in drawn:
         parts += [pieces.heading(_TITLES[chart.name]), pieces.figure(chart.picture)]
         parts += [_minima_table(found.minima)] if chart.name == "isoflop" else []
@@ -42,7 +54,7 @@ def write_scale_report(folder: Path, found: Findings, result: dict[str, Any]) ->
     parts += [_recommendation(found.recommendation)] if found.recommendation else []
     if found.fit.runs.notes:
         parts.append(pieces.folded("Rows set aside", "\n".join(found.fit.runs.notes)))
-    parts.append(pieces.folded("All figures as JSON", json.dumps(result, indent=1, default=str)))
+    parts.append(pieces.folded("All figures as JSON", text))
     path = folder / "report.html"
     write_atomically(path, pieces.page("Scaling report", parts))
     return path
@@ -95,12 +107,6 @@ def _summary(found: Findings) -> str:
     for p in found.held_out:
         text += f" Held out at {p.compute_ratio:.1f} times the compute, its prediction is off by {p.error:+.2%}."
     return text
-
-
-def _warnings(found: Findings) -> list[str]:
-    flags = [f"{minimum.c:.3g} FLOPs: {flag}" for minimum in found.minima for flag in minimum.flags]
-    own = found.recommendation.warnings if found.recommendation else found.fit.warnings
-    return [f"{text[0].upper()}{text[1:]}." for text in [*own, *flags]]
 
 
 def _law_table(fitted: Fit) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from gptjax import __version__
 from gptjax.config import to_text
+from gptjax.data.shards import file_sha256
 from gptjax.files import write_atomically
 from gptjax.run.load import load
 from gptjax.run.progress import Progress, note, table
@@ -155,8 +156,12 @@ def _last_step(log: Path) -> int:
     return 0
 
 
+def _stage(workdir: Path, trunk: Trunk, steps: int) -> Path:
+    return workdir / trunk.name / f"at_{steps}"
+
+
 def _result(workdir: Path, trunk: Trunk, steps: int) -> dict[str, Any] | None:
-    path = workdir / trunk.name / f"at_{steps}" / "result.json"
+    path = _stage(workdir, trunk, steps) / "result.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
@@ -191,7 +196,7 @@ def _row(sweep: Sweep, workdir: Path, trunk: Trunk, steps: int) -> dict[str, Any
         "width": model.width,
         "heads": model.heads,
         "mup_base_width": model.mup_base_width,
-        "tokenizer": result["data_fingerprint"].rpartition("-")[2],
+        "tokenizer": file_sha256(_stage(workdir, trunk, steps) / "tokenizer.model")[:16],
         "data": result["data_fingerprint"],
         "unique_tokens": min(tokens, result["evaluation"]["packing_rows"] * trunk.row_tokens),
         "gptjax": __version__,
@@ -204,17 +209,8 @@ def _held_out(file: str, sweep: Sweep, workdir: Path) -> dict[str, Any]:
     The prediction is read back where it exists: what was said before a run is not said again after it.
     """
     path = workdir / "prediction.json"
-    fitted = fit(read_runs(workdir / "runs.jsonl"), FitConfig(draws=1000))
     if not path.exists():
-        budget = sweep.held_out[0].budgets[0]
-        n, _ = fitted.law.optimum(budget, fitted.runs.flops_per_parameter_token)
-        sizes = [every_count(t.experiment.model, t.row_tokens, 1)["params_matmul"] for t in sweep.held_out]
-        nearest = min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i] / n)))
-        trunk = sweep.held_out[nearest]
-        steps = trunk.horizons[-1]
-        said = predict(fitted, sizes[nearest], steps * trunk.batch_tokens, trunk.flops(steps))
-        said |= {"trunk": trunk.name, "optimal_n_params": float(n), "law": fitted.law.asdict()}
-        said["table_sha256"] = hashlib.sha256((workdir / "runs.jsonl").read_bytes()).hexdigest()
+        said = _prediction(sweep, workdir)
         write_atomically(path, json.dumps(said, indent=1))
         note(f"prediction written to {path} before the held-out run: loss {said['loss']:.4f}")
     said = json.loads(path.read_text(encoding="utf-8"))
@@ -223,12 +219,23 @@ def _held_out(file: str, sweep: Sweep, workdir: Path) -> dict[str, Any]:
     row = _row(sweep, workdir, trunk, trunk.horizons[-1])
     assert row is not None
     write_atomically(workdir / "held_out.jsonl", json.dumps(row) + "\n")
-    seen = compared(fitted, read_runs(workdir / "held_out.jsonl")).asdict()
-    low, high = said["interval_95"]
-    seen |= {"predicted": said["loss"], "error": said["loss"] / seen["loss"] - 1, "interval": [low, high]}
-    seen |= {"inside": low <= seen["loss"] <= high}
+    seen = compared(said, read_runs(workdir / "held_out.jsonl")).asdict()
     write_atomically(workdir / "validation.json", json.dumps(seen, indent=1))
     return {"held_out": seen}
+
+
+def _prediction(sweep: Sweep, workdir: Path) -> dict[str, Any]:
+    """What the fit of the grid says of the candidate whose size is nearest to the optimum."""
+    fitted = fit(read_runs(workdir / "runs.jsonl"), FitConfig(draws=1000))
+    budget = sweep.held_out[0].budgets[0]
+    n, _ = fitted.law.optimum(budget, fitted.runs.flops_per_parameter_token)
+    sizes = [every_count(t.experiment.model, t.row_tokens, 1)["params_matmul"] for t in sweep.held_out]
+    nearest = min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i] / n)))
+    trunk = sweep.held_out[nearest]
+    steps = trunk.horizons[-1]
+    said = predict(fitted, sizes[nearest], steps * trunk.batch_tokens, trunk.flops(steps))
+    said |= {"trunk": trunk.name, "optimal_n_params": float(n), "law": fitted.law.asdict()}
+    return said | {"table_sha256": hashlib.sha256((workdir / "runs.jsonl").read_bytes()).hexdigest()}
 
 
 def _print_plan(sweep: Sweep, as_json: bool) -> None:

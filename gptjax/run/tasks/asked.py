@@ -94,8 +94,8 @@ class Prompted(NamedTuple):
 def prompted(config: PolicyTask, tokenizer: Tokenizer) -> Prompted:
     """The prompts that a task's settings name, but for those that are too long."""
     train, heldout = asked_prompts(config.prompts)
-    prompts, report = prompt_batch([asked.messages for asked in train], tokenizer, config.prompt_tokens)
-    records = [train[i].record for i in report.kept]
+    prompts, kept = prompt_batch([asked.messages for asked in train], tokenizer, config.prompt_tokens)
+    records = [train[i].record for i in kept]
     said = hashlib.sha256(repr(records).encode()).hexdigest()
     return Prompted(prompts, records, heldout, f"{fingerprint(prompts)}-{said[:16]}-{tokenizer.fingerprint[:16]}")
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from gptjax.data.conversations import render_prompt
 from gptjax.data.loader import evaluation_batches
+from gptjax.data.pairs import candidate_batch
 from gptjax.data.preferences import Response, render_response
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.multiple_choice import mc1, mc2
@@ -61,17 +62,5 @@ def _rows(
         for messages, given in zip(prompts, answers, strict=True)
     ]
     longest = max(len(ids) for row in rendered for ids in row)
-    shape = (len(rendered), max(map(len, rendered)))
-    tokens_BCT = np.full((*shape, -(-longest // multiple) * multiple + 1), tokenizer.pad_id, np.int32)
-    lengths_BC = np.zeros(shape, np.int32)
-    for row, given in enumerate(rendered):
-        for column, ids in enumerate(given):
-            tokens_BCT[row, column, : len(ids)] = ids
-            lengths_BC[row, column] = len(ids)
-    return PreferenceBatch(
-        tokens_BCT=tokens_BCT[:, :, :-1],
-        targets_BCT=tokens_BCT[:, :, 1:],
-        lengths_BC=lengths_BC,
-        prompt_lengths_B=np.array([len(render_prompt(messages, tokenizer)) for messages in prompts], np.int32),
-        logp_ref_BC=np.zeros(shape, np.float32),
-    )
+    prompt_lengths = [len(render_prompt(messages, tokenizer)) for messages in prompts]
+    return candidate_batch(rendered, prompt_lengths, -(-longest // multiple) * multiple, tokenizer.pad_id)

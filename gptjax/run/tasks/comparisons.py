@@ -14,7 +14,7 @@ from gptjax.data.preferences import Comparison, Response
 from gptjax.data.prompts import prompt_batch
 from gptjax.data.python_questions import Question
 from gptjax.data.tokenizer import Tokenizer
-from gptjax.eval.answers import Answer
+from gptjax.eval.answers import Answer, repeated
 from gptjax.files import replacing
 from gptjax.types import PromptBatch
 
@@ -45,16 +45,13 @@ def simulated_comparisons(
         prompt_tokens: P, columns of a prompt.
         seed: of the candidates, their number and the labeler's noise.
     """
-    prompts, report = prompt_batch([question.messages for question in asked], tokenizer, prompt_tokens)
-    kept = [asked[index] for index in report.kept]
+    prompts, fitting = prompt_batch([question.messages for question in asked], tokenizer, prompt_tokens)
+    kept = [asked[index] for index in fitting]
     rngs = [np.random.default_rng([seed, number]) for number in range(len(kept))]
     others = [question.answer for question in kept if question.answer]
     variants = [_variants(question, others, rng) for question, rng in zip(kept, rngs, strict=True)]
     sizes = np.array([size - len(chosen) for size, chosen in variants])
-    rows = PromptBatch(
-        tokens_BP=np.repeat(prompts.tokens_BP, sizes, axis=0), lengths_B=np.repeat(prompts.lengths_B, sizes)
-    )
-    sampled = iter(sample(rows, jax.random.key(seed)))
+    sampled = iter(sample(repeated(prompts, sizes), jax.random.key(seed)))
     comparisons = []
     for question, rng, (size, chosen) in zip(kept, rngs, variants, strict=True):
         drawn = [next(sampled) for _ in range(size - len(chosen))]

@@ -75,8 +75,7 @@ class Corpus(NamedTuple):
     @property
     def figures(self) -> dict[str, Any]:
         """What a stage's result says of packing."""
-        report = dataclasses.asdict(self.packing)
-        return {f"packing_{name}": report[name] for name in ("documents", "dropped_tokens", "rows", "fill")}
+        return {f"packing_{name}": value for name, value in dataclasses.asdict(self.packing).items()}
 
 
 def read_corpus(config: CorpusConfig, setup: Setup, start_from: str | None) -> Corpus:

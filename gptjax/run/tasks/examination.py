@@ -73,10 +73,10 @@ class Examination:
         name: str,
     ):
         self.config, self.name, self._reference = config, name, frozen_models["reference"]
-        everything, report = prompt_batch([asked.messages for asked in heldout], tokenizer, config.prompt_tokens)
-        count = min(config.heldout_prompts, len(report.kept))
+        everything, kept = prompt_batch([asked.messages for asked in heldout], tokenizer, config.prompt_tokens)
+        count = min(config.heldout_prompts, len(kept))
         self.prompts: PromptBatch = jax.tree.map(lambda x: x[:count], everything)
-        self.asked = [heldout[index] for index in report.kept[:count]]
+        self.asked = [heldout[index] for index in kept[:count]]
         program = getattr(config, "program", None)
         self.program = None if program is None else reward_program(program)
         self._logps = jax.jit(partial(response_logps, model=policy))

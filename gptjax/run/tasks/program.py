@@ -129,7 +129,7 @@ def answering(
     def answered(params: Params, frozen: Params, prompts: PromptBatch, key: jax.Array, position: int) -> PromptBatch:
         drawn = sample(params, frozen, prompts, key)
         tokens_BR, mask_BR = fetch((drawn.tokens_BR, drawn.mask_BR))
-        found = answers_in(tokens_BR, mask_BR, tokenizer.decode, tokenizer.end_id)
+        found = answers_in(tokens_BR, mask_BR, tokenizer)
         rows_B = row_indices(len(records), position * setup.batch_size, setup.batch_size, setup.seed)
         asked = [records[row] for row in np.repeat(rows_B, group_size)]
         scores_B = from_first(program_figures(reward, asked, found)["reward"].astype(np.float32))

@@ -102,8 +102,8 @@ def draw_winners(config: RejectionTask, setup: Setup, path: Path) -> dict[str, A
     models = {"reference": params} | reward_model(config.reward_from, setup)
     asked, _ = asked_prompts(config.prompts)
     order = np.sort(np.random.default_rng(setup.seed).permutation(len(asked))[: config.train_prompts])
-    prompts, report = prompt_batch([asked[i].messages for i in order], tokenizer, config.prompt_tokens)
-    kept = [asked[order[index]].messages for index in report.kept]
+    prompts, fitting = prompt_batch([asked[i].messages for i in order], tokenizer, config.prompt_tokens)
+    kept = [asked[order[index]].messages for index in fitting]
     sampling = SamplingConfig(max_new_tokens=config.answer_tokens, temperature=config.temperature)
     judge = Judge(setup, tokenizer, model, scalar, models, sampling)
     with status(f"sampling {config.samples} answers to each of {len(kept)} prompts"):

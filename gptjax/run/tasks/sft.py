@@ -137,8 +137,8 @@ def _examined(
     """(held-out prompts, what they ask, the true answers)."""
     examined = [messages for messages in heldout if messages[0]["role"] != "assistant"]
     asked = [_prompt(messages) for messages in examined]
-    prompts, report = prompt_batch(asked, tokenizer, config.prompt_tokens)
-    kept = report.kept[: config.heldout_prompts]
+    prompts, fitting = prompt_batch(asked, tokenizer, config.prompt_tokens)
+    kept = fitting[: config.heldout_prompts]
     shown = [asked[index][-1]["content"] for index in kept]
     return jax.tree.map(lambda x: x[: len(kept)], prompts), shown, [_reference(examined[index]) for index in kept]
 

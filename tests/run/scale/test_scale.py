@@ -1,5 +1,7 @@
 """The commands on a table: JSON that a program can read, a report with every figure and its data, mistakes named."""
 
+import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -8,7 +10,11 @@ import numpy as np
 import pytest
 
 from gptjax import cli
+from gptjax.run.scale import command
+from gptjax.scaling.fit import FitConfig
+from gptjax.scaling.isoflop import PowerLaw
 from gptjax.scaling.law import Law
+from gptjax.scaling.runs import read_runs
 
 LAW = Law(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)
 
@@ -46,6 +52,27 @@ def test_fit_prints_the_law_and_writes_a_report(table, capsys):
     assert Path("report/figures/isoflop.csv").read_text().startswith("flops,n_params,loss\n")
 
 
+def test_a_number_that_is_not_finite_is_null_in_every_json(table, tmp_path, capsys):
+    found = command.findings(read_runs(Path(table)), FitConfig(draws=40))
+    unknown = PowerLaw(coefficient=1.0, exponent=0.5, interval=(-np.inf, np.inf))
+    found = found._replace(lines=(unknown, None))
+    command._finish(argparse.Namespace(report=tmp_path, json=True), found, command.figures(found))
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    for text in (capsys.readouterr().out, (tmp_path / "result.json").read_text()):
+        assert json.loads(text, parse_constant=refuse)["isoflop_exponent_95"] == [None, None]
+    assert "Infinity" not in (tmp_path / "report.html").read_text()
+
+
+def test_warnings_of_a_profile_follow_those_of_the_fit(table):
+    found = command.findings(read_runs(Path(table)), FitConfig(draws=40))
+    flagged = dataclasses.replace(found.minima[0], c=1e18, flags=("crooked",))
+    found = found._replace(fit=dataclasses.replace(found.fit, warnings=("few runs",)), minima=(flagged,))
+    assert found.warnings == command.figures(found)["warnings"] == ["few runs", "1e+18 FLOPs: crooked"]
+
+
 def test_validate_puts_the_error_beside_the_interval(table, capsys):
     found = shown(capsys, "validate", table, "--holdout", "1")
     (held_out,) = found["held_out"]
@@ -62,8 +89,8 @@ def test_recommend_warns_on_stderr_about_a_far_extrapolation(table, capsys):
 
 
 def test_tables_for_people_are_printed(table, capsys):
-    for command in (["fit"], ["validate"], ["recommend", "--flops", "1e20"]):
-        cli.main(["scale", command[0], table, *command[1:], "--draws", "60"])
+    for argv in (["fit"], ["validate"], ["recommend", "--flops", "1e20"]):
+        cli.main(["scale", argv[0], table, *argv[1:], "--draws", "60"])
     text = capsys.readouterr().out
     for part in ("isoFLOP minima", "rolling origin", "tokens per parameter", "--model.layers"):
         assert part in text
@@ -73,7 +100,7 @@ def test_tables_for_people_are_printed(table, capsys):
     ("argv", "words"),
     [
         (["fit", "none.csv"], "no such table of runs: none.csv"),
-        (["fit", "runs.jsonl", "--method", "magic"], "--method 'magic': choose one of varpro, huber, lad"),
+        (["fit", "runs.jsonl", "--method", "magic"], "argument --method: invalid choice: 'magic' (choose from"),
         (["fit", "runs.jsonl", "--draws", "3"], "draws must be at least 40"),
         (["fit", "runs.jsonl", "--drop", "r99"], "drop r99: no such run"),
         (["fit", "runs.jsonl", "--loss", "bits"], "no column 'bits': name the column with --loss"),

@@ -1,5 +1,6 @@
 """Sweeps: horizons and budgets by hand, rows from results alone, and what is refused."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gptjax.data.byte_tokenizer import ByteTokenizer
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.experiment import Experiment
@@ -17,6 +19,7 @@ from gptjax.run.scale import sweep as sweeping
 from gptjax.run.scale.grid import Sweep, Trunk, isoflop, rate_by_batch, size_by_tokens
 from gptjax.run.tasks.lm import LmTask
 from gptjax.scaling.accounting import flops_per_token
+from gptjax.scaling.runs import read_runs
 
 ROOT = Path(__file__).parents[3]
 MODEL = ModelConfig(vocab_size=256, layers=1, width=16, heads=1, max_length=32, activation="relu2", tied=False)
@@ -90,11 +93,12 @@ def test_an_impossible_sweep_is_refused(make, words):
     assert words in str(caught.value)
 
 
-def leave(workdir, name, steps, loss):
+def leave(workdir, name, steps, loss, data="data-tok"):
     folder = workdir / name / f"at_{steps}"
     folder.mkdir(parents=True)
     evaluation = {"nats_per_token": loss, "bits_per_byte": 1.0, "packing_rows": 10}
-    (folder / "result.json").write_text(json.dumps({"evaluation": evaluation, "data_fingerprint": "data-tok"}))
+    (folder / "result.json").write_text(json.dumps({"evaluation": evaluation, "data_fingerprint": data}))
+    ByteTokenizer().save(folder / "tokenizer.model")
 
 
 def test_rows_are_a_function_of_the_results(tmp_path):
@@ -112,6 +116,42 @@ def test_rows_are_a_function_of_the_results(tmp_path):
     rows = sweeping.write_rows(sweep, tmp_path)
     assert (rows[1]["status"], rows[1]["loss"]) == ("diverged", None)
     assert rows[0] == row
+
+
+def test_rows_of_two_corpora_have_one_tokenizer(tmp_path):
+    # a corpus read by the stage, and shards, whose fingerprint says nothing of the tokenizer
+    sweep = Sweep(name="s", trunks=(trunk(100, 200),))
+    leave(tmp_path, "t", 100, 2.5, data="83aff51c34c96470-c1d6fd471d759990")
+    leave(tmp_path, "t", 200, 2.4, data="0123456789abcdef0123456789abcdef")
+    rows = sweeping.write_rows(sweep, tmp_path)
+    assert [row["tokenizer"] for row in rows] == ["c1d6fd471d759990"] * 2  # as in the table of docs/scaling
+    assert len(read_runs(tmp_path / "runs.jsonl")) == 2
+
+
+def test_the_held_out_run_is_compared_with_what_was_written_down(tmp_path):
+    # no table of runs is there, so nothing can be fitted again; every figure is of prediction.json or of the run
+    candidate = dataclasses.replace(trunk(100), name="h")
+    sweep = Sweep(name="s", trunks=(trunk(100),), held_out=(candidate,))
+    leave(tmp_path, "h", 100, 2.0)
+    said = {"trunk": "h", "loss": 2.03, "interval_95": [1.9, 1.99], "straight_line": 2.2, "compute_ratio": 4.0}
+    (tmp_path / "prediction.json").write_text(json.dumps(said))
+    found = sweeping._held_out("none.py", sweep, tmp_path)["held_out"]
+    assert json.loads((tmp_path / "validation.json").read_text()) == json.loads(json.dumps(found))
+    assert found["name"] == "h@100"
+    assert (found["n"], found["d"], found["c"]) == (MODEL.matmul_parameters(), 6400, candidate.flops(100))
+    figures = {name: value for name, value in found.items() if name not in ("name", "n", "d", "c")}
+    assert figures == {
+        "loss": 2.0,
+        "compute_ratio": 4.0,
+        "predicted": 2.03,
+        "error": pytest.approx(0.015),
+        "interval": (1.9, 1.99),
+        "inside": False,
+        "straight_line": 2.2,
+        "straight_error": pytest.approx(0.1),
+        "allowed_error": pytest.approx(0.01),
+        "passed": False,
+    }
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
