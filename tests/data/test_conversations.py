@@ -1,17 +1,15 @@
 """Rendering conversations: the mask is on the assistant's words and end tokens, and prompts are exact prefixes."""
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from golden_cases import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.data.conversations import pack_conversations, read_conversations, render, render_prompt
 from gptjax.data.tokenizer import Tokenizer, train_tokenizer
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]
 MESSAGES = st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text(max_size=12)}), min_size=1
 )

@@ -1,16 +1,13 @@
 """Curation: duplicates, heavy users, splits by user, personal data, few-shot prompts."""
 
-import json
-from pathlib import Path
-
 import pytest
+from golden_cases import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.data.curate import CurationConfig, Fate, fates, few_shot_examples, normalised, split_of
 from gptjax.data.personal_data import personal_data
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]
 USERS = [f"u{i}" for i in range(12)]
 
 

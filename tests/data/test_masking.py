@@ -1,12 +1,10 @@
 """Masked language modelling: what is selected, what becomes of it, and that masks are a function of seed and place."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_cases import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +12,7 @@ from gptjax.data.masking import corrupted, masked
 from gptjax.data.packing import pack
 from gptjax.losses.cross_entropy import nll_sums
 
-LM5 = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]["LM5_masked_lm"]
+LM5 = GOLDEN["LM5_masked_lm"]
 SPECIAL_V = np.arange(50) < 8
 MASK = 7
 

@@ -1,18 +1,16 @@
 """Packing: every document comes back, no target crosses from one document to the next."""
 
-import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_cases import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.data.packing import pack, weighted_by_segment
 from gptjax.types import LmBatch
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]
 DOCUMENTS = st.lists(st.lists(st.integers(0, 50), max_size=25), min_size=1, max_size=30)
 
 

@@ -1,16 +1,14 @@
 """Multiple choice, bias and toxicity by their worked values."""
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_cases import GOLDEN
 
 from gptjax.eval.multiple_choice import mc1, mc2, preference_entropy_bits
 from gptjax.eval.toxicity import toxicity
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]
 EVAL4 = GOLDEN["EVAL4_truthfulqa_mc_toxicity_bias"]
 
 

@@ -1,15 +1,12 @@
 """Gao's forms, their fits and peaks, and the closed-form optimum under a KL penalty."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
+from golden_cases import GOLDEN
 
 from gptjax.eval.kl_optimum import kl_optimum, kl_value
 from gptjax.eval.overoptimization import fit, gold_reward, peak
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]
 EVAL2, EVAL3 = GOLDEN["EVAL2_overoptimisation_forms"], GOLDEN["EVAL3_closed_form_optimum"]
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-6), (np.float64, 1e-12)])
 

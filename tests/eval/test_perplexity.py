@@ -1,12 +1,11 @@
 """Held-out loss as ratios of sums, and prompts of which each is kept once."""
 
-import json
 import math
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from golden_cases import GOLDEN
 
 from gptjax.eval.answers import distinct, repeated
 from gptjax.eval.intervals import clustered_mean
@@ -14,7 +13,6 @@ from gptjax.eval.perplexity import heldout_loss
 from gptjax.losses.cross_entropy import NllSums, nll_sums
 from gptjax.types import LmBatch, PromptBatch
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["cases"]
 LM1 = GOLDEN["LM1_shift_and_mask"]
 BYTES = np.array([3, 1, 2, 4], np.int32)  # of tokens 0 to 3; 0 is the padding too
 
