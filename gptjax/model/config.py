@@ -140,24 +140,10 @@ class ModelConfig:
         """
         s = self.sizes
         attention = s["D"] * s["H"] * (2 * s["N"] + 2 * s["K"])
-        mlp = self._mlp_parameters() * (1 if self.experts is None else self.experts_per_token)
+        mlp = (3 if self.activation == "swiglu" else 2) * s["D"] * s["F"]
+        mlp *= 1 if self.experts is None else self.experts_per_token
         router = s["D"] * (self.experts or 0)
         return s["L"] * (attention + mlp + router) + (1 if scalar else s["V"]) * s["D"]
-
-    def parameters(self, *, active: bool = False) -> int:
-        """All parameters of the language model; active: without the experts that a token does not go to."""
-        s = self.sizes
-        norm = s["D"] * (2 if self.norm == "layer" else 1)
-        biases = (s["N"] + 2 * s["K"]) * s["H"] + s["D"] if self.bias else 0
-        if self.bias and self.experts is None:
-            biases += s["F"] + s["D"]
-        embeddings = (0 if self.tied else s["V"] * s["D"]) + (s["T"] * s["D"] if self.positions == "learned" else 0)
-        idle = 0 if active or self.experts is None else self.experts - self.experts_per_token
-        blocks = s["L"] * (2 * norm + biases + idle * self._mlp_parameters())
-        return self.matmul_parameters() + embeddings + blocks + norm
-
-    def _mlp_parameters(self) -> int:
-        return (3 if self.activation == "swiglu" else 2) * self.sizes["D"] * self.sizes["F"]
 
     def attended(self, length: int, *, causal: bool = True) -> float:
         """Keys that a token of a row of one document attends, on average."""
