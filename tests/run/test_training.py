@@ -186,7 +186,7 @@ def test_time_is_accounted_for_and_repeated_steps_count_as_lost(tmp_path, one_de
     assert about["reached"] == 17
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "perf/step_seconds" in row]
     assert rows
-    assert all("perf/compile_seconds" in row for row in rows)
+    assert all("perf/compile_seconds" in row and "perf/seconds_per_step" in row for row in rows)
 
 
 def spoiled(positions, value=np.nan):
