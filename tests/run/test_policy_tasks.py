@@ -258,8 +258,16 @@ def test_the_winner_has_the_highest_score_among_those_that_ended():
 @pytest.mark.parametrize(
     ("task", "settings", "message"),
     [
-        (GrpoTask(grpo=GrpoConfig(prompts=8)), {}, "batch_size 4 differs from task.grpo.prompts 8"),
-        (GrpoTask(grpo=GrpoConfig(prompts=4, epochs=3)), {}, "steps 4 is no multiple of the 3 updates"),
+        (
+            GrpoTask(prompt_tokens=16, grpo=GrpoConfig(prompts=8, response_tokens=8)),
+            {},
+            "batch_size 4 differs from task.grpo.prompts 8",
+        ),
+        (
+            GrpoTask(prompt_tokens=16, grpo=GrpoConfig(prompts=4, response_tokens=8, epochs=3)),
+            {},
+            "steps 4 is no multiple of the 3 updates",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_named(task, settings, message, one_device_runs, tmp_path):
@@ -283,7 +291,7 @@ def test_tasks_without_a_meaning_are_refused(make, message):
 
 def test_groups_must_divide_over_the_mesh():
     # 4 prompts in 2 minibatches are 2 groups, which do not divide over fsdp 4
-    grpo = GrpoTask(prompt_tokens=16, grpo=GrpoConfig(prompts=4, minibatches=2))
+    grpo = GrpoTask(prompt_tokens=16, grpo=GrpoConfig(prompts=4, minibatches=2, response_tokens=8))
     experiment = recipe("grpo", grpo).stages["grpo"]
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     with pytest.raises(ValueError, match=r"task.grpo.prompts / task.grpo.minibatches 2 is not a multiple"):

@@ -88,7 +88,7 @@ class RewardTask:
 def build(config: RewardTask, setup: Setup) -> Task:
     """The task, with its comparisons read or simulated."""
     upstream, tokenizer = inherited(config.start_from, setup)
-    longest = _longest(config, setup)
+    longest = config.prompt_tokens + config.answer_tokens
     train, heldout = comparisons(config, setup, tokenizer, upstream)
     most = max(len(comparison.responses) for comparison in [*train, *heldout])
     rows, train, train_figures = _rendered("training", train, tokenizer, longest, most)
@@ -182,21 +182,6 @@ def comparisons(
         _simulate(config, setup, tokenizer, upstream, paths)
     train, heldout = (list(read_preferences(path)) for path in paths.values())
     return list[Judged](permuted(train, setup.seed) if config.permute_labels else train), list[Judged](heldout)
-
-
-def _longest(config: RewardTask, setup: Setup) -> int:
-    """P + R, the most tokens of a candidate.
-
-    Raises:
-        ValueError: the model cannot read that many.
-    """
-    longest = config.prompt_tokens + config.answer_tokens
-    if longest > setup.model.max_length:
-        raise ValueError(
-            f"task.prompt_tokens {config.prompt_tokens} + task.answer_tokens {config.answer_tokens} are above "
-            f"model.max_length {setup.model.max_length}"
-        )
-    return longest
 
 
 def _scorer(

@@ -73,8 +73,6 @@ def shard_rows(folder: str, row_tokens: int, setup: Setup, start_from: str | Non
         ValueError: a file is missing or damaged, or the rows do not fit the model, the stage's settings or the stage
             that it starts from.
     """
-    if row_tokens > setup.model.max_length:
-        raise ValueError(f"task.row_tokens {row_tokens} is above model.max_length {setup.model.max_length}")
     train, heldout = (open_shards(folder, split) for split in ("train", "heldout"))
     for name, theirs, own in (
         ("task.row_tokens", train.row_tokens, row_tokens),
