@@ -70,7 +70,8 @@ def test_wrong_settings_are_named(capsys, options, parts):
         ("def recipe(:", "cannot be imported: SyntaxError"),
         ("import nosuchmodule", "cannot be imported: ModuleNotFoundError: No module named 'nosuchmodule'"),
         ("def train(): pass", "defines no function recipe or experiment; it has: train"),
-        ("def recipe(): return 3", "returned int, not an Experiment or a Recipe"),
+        ("def recipe(): return 3", "mine.py:recipe() returned int, not an Experiment or a Recipe"),
+        ("def experiment(): return 3", "mine.py:experiment() returned int, not an Experiment or a Recipe"),
     ],
 )
 def test_a_file_that_defines_no_experiment_is_explained(capsys, text, message):
