@@ -278,3 +278,18 @@ def test_changed_data_is_refused(tmp_path, one_device):
         run(tmp_path, toy(data=crashing(12)), experiment())
     with pytest.raises(ValueError, match=r"data or the tokenizer changed .*fingerprint toy then, other now"):
         run(tmp_path, toy(data_fingerprint="other"), experiment())
+
+
+def test_a_branch_goes_on_from_its_trunk_and_other_data_are_refused_by_the_trunks_name(
+    tmp_path, one_device, undisturbed
+):
+    trunk = undisturbed[1]
+    _, about = run(tmp_path / "branch", toy(), experiment(steps=35), trunk=trunk)
+    assert about["tokens"] == 35 * 8
+    message = rf"checkpoint in {trunk}/checkpoints \(fingerprint toy then, other now\): .*leave out branch_from"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "changed", toy(data_fingerprint="other"), experiment(steps=35), trunk=trunk)
+    for folder, words in ((tmp_path / "none", "no checkpoint in .*none/checkpoints"), (trunk, "ended at step 30")):
+        with pytest.raises(ValueError, match=rf"branch_from: .*{words}"):
+            run(tmp_path / "other", toy(), experiment(), trunk=folder)
+    assert not (tmp_path / "none").exists()
