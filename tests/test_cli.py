@@ -135,6 +135,27 @@ def test_how_a_run_ended_is_said_in_words_and_in_the_exit_code(error, code, word
     assert capsys.readouterr().err.startswith(words)
 
 
+@pytest.mark.parametrize(("task", "talks"), [("grpo.GrpoTask", True), ("lm.LmTask", False), ("mlm.MlmTask", False)])
+def test_a_run_says_how_to_talk_to_a_model_that_answers_whatever_its_stage_is_called(
+    task, talks, capsys, monkeypatch, tmp_path
+):
+    module, name = task.split(".")
+    text = f"""
+from gptjax.model.config import ModelConfig
+from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.run.experiment import Experiment
+from gptjax.run.tasks.{module} import {name}
+def experiment():
+    model, rate = ModelConfig(vocab_size=4, layers=1, width=4, heads=1), OptimizerConfig(peak_lr=1.0)
+    return Experiment(task={name}(), model=model, optimizer=rate, steps=1, batch_size=1)
+"""
+    Path("mine.py").write_text(text)
+    monkeypatch.setattr("gptjax.run.driver.run", lambda recipe, workdir: tmp_path / "report.html")
+    monkeypatch.setattr("gptjax.run.criteria.criteria_sentences", lambda folder, stages: [])
+    cli.main(["run", "mine.py"])
+    assert (f"talk to it: gptjax chat {tmp_path}" in capsys.readouterr().out) == talks
+
+
 def test_help_does_not_wait_for_jax():
     code = (
         "import sys; from gptjax import cli\n"
