@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from log_values import log_values
 from stage import run_stage as run
 
 from gptjax.model.config import ModelConfig
@@ -20,7 +21,7 @@ from gptjax.run.exits import NumericalFaultError, Preempted
 from gptjax.run.experiment import Experiment
 from gptjax.run.faults import FaultsConfig, repeated
 from gptjax.run.mesh import MeshConfig, make_mesh
-from gptjax.run.metrics import MetricsLog, read_metrics, same_losses
+from gptjax.run.metrics import MetricsLog, read_metrics
 from gptjax.run.stop import Stop
 from gptjax.run.task import Task
 from gptjax.run.tasks.lm import LmTask
@@ -75,7 +76,7 @@ def bits(state):
 
 def assert_same(a, b, folder_a, folder_b):
     assert bits(a) == bits(b)
-    assert same_losses(folder_a / "metrics.jsonl", folder_b / "metrics.jsonl") == []
+    assert log_values(folder_a / "metrics.jsonl") == log_values(folder_b / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +229,7 @@ def test_many_bad_batches_in_a_row_are_passed_over(crash, tmp_path, one_device):
     assert (int(state.extra["data_offset"]), about["rollbacks"]) == (7, 1)
     assert bits(state.params) == bits(expected.params)
     assert bits(state.opt_state) == bits(expected.opt_state)
-    assert same_losses(tmp_path / "bad" / "metrics.jsonl", tmp_path / "clean" / "metrics.jsonl") == []
+    assert log_values(tmp_path / "bad" / "metrics.jsonl") == log_values(tmp_path / "clean" / "metrics.jsonl")
 
 
 def test_a_spike_of_the_loss_is_passed_over_if_asked_for(tmp_path, one_device, capsys):
