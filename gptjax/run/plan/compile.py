@@ -19,6 +19,7 @@ from gptjax.run.experiment import Experiment, check_layout, outline_task, setup_
 from gptjax.run.mesh import make_mesh
 from gptjax.run.plan import hlo
 from gptjax.run.plan.memory_traffic import memory_traffic
+from gptjax.run.record import first_line
 from gptjax.run.task import Outline
 
 
@@ -131,8 +132,9 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices)
     except Exception as error:
-        line = str(error).strip().splitlines()[0]
-        raise ValueError(f"--topology {topology} is not one that libtpu knows (such as v5e:16x16): {line}") from error
+        raise ValueError(
+            f"--topology {topology} is not one that libtpu knows (such as v5e:16x16): {first_line(error)}"
+        ) from error
 
 
 def plan_experiment(experiment: Experiment, devices: list[Any]) -> list[ProgramPlan]:
