@@ -102,7 +102,7 @@ def test_a_batch_is_a_function_of_its_position_and_heldout_masks_of_nothing(corp
         task, again = mlm.build(config, setup), mlm.build(config, setup)
         other = mlm.build(config, dataclasses.replace(setup, seed=1))
     seen = []
-    monkeypatch.setattr("gptjax.run.tasks.mlm.heldout_loss", lambda sums, rows, *_, **__: seen.append(rows) or {})
+    monkeypatch.setattr("gptjax.run.tasks.rows.heldout_loss", lambda sums, rows, *_, **__: seen.append(rows) or {})
     for built in (task, other):
         built.evaluate(None)
     np.testing.assert_array_equal(seen[0].tokens_BT, seen[1].tokens_BT)
