@@ -163,6 +163,8 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     recipe = load_recipe(args.file, overrides)
     from gptjax.run.criteria import criteria_sentences
     from gptjax.run.driver import run
+    from gptjax.run.experiment import task_kind
+    from gptjax.serve.model import ANSWERING
 
     report = run(recipe, args.workdir or Path("runs") / recipe.name)
     if not is_first():
@@ -170,7 +172,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     print(f"report: {report}")
     for sentence in criteria_sentences(report.parent, list(recipe.stages)):
         print(sentence)
-    if {"sft", "ppo", "dpo", "grpo", "rejection"} & set(recipe.stages):
+    if any(task_kind(experiment) in ANSWERING for experiment in recipe.stages.values()):
         print(f"talk to it: gptjax chat {report.parent}")
 
 

@@ -5,7 +5,6 @@ An option is a leaf's path after two dashes, `--mesh.fsdp 4`; it belongs to one 
 """
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,21 +74,6 @@ def split_stage_args(args: Sequence[str], stages: Mapping[str, Any]) -> dict[str
     return {stage: shared + tokens for stage, tokens in own.items()}
 
 
-def to_dict(config: Any) -> Any:
-    """The config as JSON values; a member of a union of classes carries its class name under "type".
-
-    Args:
-        config: a frozen dataclass.
-
-    Returns:
-        Nested dicts and lists; paths, non-finite numbers and anything else that JSON lacks are strings.
-
-    Raises:
-        ValueError: a member of a union has a field called `type`.
-    """
-    return _jsonable(config, type(config))
-
-
 def to_text(config: Any) -> str:
     """The config as one line per leaf, `mesh.fsdp = 4`, in field order; saved with a run and used as golden text.
 
@@ -99,23 +83,13 @@ def to_text(config: Any) -> str:
     Returns:
         The lines, the last one ended too. A member of a union of classes adds a line with its name, `task = LmTask`.
     """
-    return "".join(f"{path} = {text}\n" for path, text in _lines(config).items())
-
-
-def differences(a: Any, b: Any, *, names: tuple[str, str] = ("this run", "workdir")) -> list[str]:
-    """What differs between two configs: ["mesh.fsdp: 4 (this run) != 2 (workdir)"]; empty when nothing does.
-
-    Args:
-        a: a config, or the text that `to_text` made of one.
-        b: likewise.
-        names: what to call `a` and `b`.
-
-    Returns:
-        One message per leaf, in the field order of `a`, then what only `b` has.
-    """
-    lines_a, lines_b = (_lines_of_text(side) if isinstance(side, str) else _lines(side) for side in (a, b))
-    pairs = ((path, lines_a.get(path, "absent"), lines_b.get(path, "absent")) for path in {**lines_a, **lines_b})
-    return [f"{path}: {x} ({names[0]}) != {y} ({names[1]})" for path, x, y in pairs if x != y]
+    text = ""
+    for path, node in _walk(Leaf(config, type(config))):
+        if not _is_branch(node):
+            text += f"{path} = {_text(node.value)}\n"
+        elif _is_member(node):
+            text += f"{path} = {type(node.value).__name__}\n"
+    return text
 
 
 def _children(value: Any, annotation: Any) -> dict[str, Leaf]:
@@ -156,20 +130,6 @@ def _members(annotation: Any) -> list[Any]:
     return [a for a in (typing.get_args(annotation) if is_union else (annotation,)) if a is not type(None)]
 
 
-def _lines(config: Any) -> dict[str, str]:
-    lines = {}
-    for path, node in _walk(Leaf(config, type(config))):
-        if not _is_branch(node):
-            lines[path] = _text(node.value)
-        elif _is_member(node):
-            lines[path] = type(node.value).__name__
-    return lines
-
-
-def _lines_of_text(text: str) -> dict[str, str]:
-    return {path: value for path, _, value in (line.partition(" = ") for line in text.splitlines() if line)}
-
-
 def _text(value: Any) -> str:
     if isinstance(value, Path):
         return repr(value.as_posix())
@@ -178,23 +138,6 @@ def _text(value: Any) -> str:
     if hasattr(value, "__qualname__"):  # a function or class, whose repr may hold an address
         return f"{value.__module__}.{value.__qualname__}"
     return repr(value)
-
-
-def _jsonable(value: Any, annotation: Any) -> Any:
-    children = _children(value, annotation)
-    if isinstance(value, tuple | list):
-        return [_jsonable(n.value, n.annotation) for n in children.values()] or [_jsonable(v, type(v)) for v in value]
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(v, type(v)) for key, v in value.items()}
-    if dataclasses.is_dataclass(value):
-        is_member = _is_member(Leaf(value, annotation))
-        if is_member and "type" in children:
-            raise ValueError(f"{type(value).__name__} has a field `type`, which to_dict needs: rename the field")
-        kind = {"type": type(value).__name__} if is_member else {}
-        return kind | {name: _jsonable(child.value, child.annotation) for name, child in children.items()}
-    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return value.as_posix() if isinstance(value, Path) else _text(value)
 
 
 def _stage_option(option: Option, stages: list[str]) -> tuple[str, Option]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-from gptjax.types import Params, pytree
+from gptjax.types import Params
 
 
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Cache:
     """Keys and values of the positions seen so far: for each layer one array float[B, K, S, H].
@@ -22,7 +22,7 @@ class Cache:
     v_BKSH: Any
 
 
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class RouterSums:
     """What the routers of a mixture of experts add to a loss, summed over rows, so that microbatches add up.

@@ -1,23 +1,15 @@
 """The training state and the batches: frozen pytrees that hold arrays only."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import jax
 
 Params: TypeAlias = Any  # nested dict of arrays
 Metrics: TypeAlias = dict[str, jax.Array]
-_T = TypeVar("_T", bound=type)
 
 
-def pytree(cls: _T) -> _T:
-    """Make a dataclass a pytree, with every field a child."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
-
-
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
     """Everything that a resume needs; every leaf lives on the mesh.
@@ -35,7 +27,7 @@ class TrainState:
     extra: dict[str, Any]
 
 
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class LmBatch:
     """Rows of one or more packed documents (language modelling) or conversations (supervised fine-tuning).
@@ -53,7 +45,7 @@ class LmBatch:
     weights_BT: Any
 
 
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class RewardBatch:
     """Prompts with C ranked candidate responses each; all candidates of a prompt are one batch element.
@@ -70,7 +62,7 @@ class RewardBatch:
     margins_BCC: Any = None
 
 
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class RatingBatch:
     """Prompts with C rated responses each.
@@ -85,7 +77,7 @@ class RatingBatch:
     weights_BC: Any
 
 
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class PackedCandidates:
     """What a reward step takes: all candidates of a RewardBatch or RatingBatch, several to a row.
@@ -103,7 +95,7 @@ class PackedCandidates:
     judged: RewardBatch | RatingBatch
 
 
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class PreferenceBatch:
     """Pairs (C = 2) of responses to one prompt, the chosen one first, with what the reference thinks of them.
@@ -121,7 +113,7 @@ class PreferenceBatch:
     logp_ref_BC: Any
 
 
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
     """Responses before a rollout is made of them, one to each prompt (GRPO: one to each sample of a group, in order).
@@ -137,7 +129,7 @@ class Drawn:
     scores_B: Any = None
 
 
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class PromptBatch:
     """Prompts to answer, padded on the left so that every response begins in the same column.
@@ -151,7 +143,7 @@ class PromptBatch:
     drawn: Drawn | None = None
 
 
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class PpoBatch:
     """What a rollout starts from: prompts, and pre-training rows to mix into its updates (PPO-ptx) or None."""
@@ -160,7 +152,7 @@ class PpoBatch:
     pretrain: LmBatch | None = None
 
 
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """Responses of the policy with all that a PPO update needs; entry r of an array [B, R] belongs to response token r.
@@ -194,7 +186,7 @@ class Rollout:
     version: Any = 0
 
 
-@pytree
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class GroupRollout:
     """C responses to each of B prompts, a group along C; a minibatch is cut along B, so that no group is broken.

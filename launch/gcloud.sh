@@ -89,11 +89,11 @@ while true; do
         if [ -z "$started" ]; then
             prepare && start && started=1 # a slice may go while it is prepared: then the state says so
         else
-            case $(verdict) in
+            code=$(verdict)
+            case $code in
             '') ;;
             again) started= ;;
             *)
-                code=$(verdict)
                 remove
                 echo "exit code $code; the run is in $run" >&2
                 exit "$code"

@@ -70,7 +70,8 @@ def test_wrong_settings_are_named(capsys, options, parts):
         ("def recipe(:", "cannot be imported: SyntaxError"),
         ("import nosuchmodule", "cannot be imported: ModuleNotFoundError: No module named 'nosuchmodule'"),
         ("def train(): pass", "defines no function recipe or experiment; it has: train"),
-        ("def recipe(): return 3", "returned int, not an Experiment or a Recipe"),
+        ("def recipe(): return 3", "mine.py:recipe() returned int, not an Experiment or a Recipe"),
+        ("def experiment(): return 3", "mine.py:experiment() returned int, not an Experiment or a Recipe"),
     ],
 )
 def test_a_file_that_defines_no_experiment_is_explained(capsys, text, message):
@@ -132,6 +133,27 @@ def test_how_a_run_ended_is_said_in_words_and_in_the_exit_code(error, code, word
         cli.main(["run", MINI])
     assert stop.value.code == code
     assert capsys.readouterr().err.startswith(words)
+
+
+@pytest.mark.parametrize(("task", "talks"), [("grpo.GrpoTask", True), ("lm.LmTask", False), ("mlm.MlmTask", False)])
+def test_a_run_says_how_to_talk_to_a_model_that_answers_whatever_its_stage_is_called(
+    task, talks, capsys, monkeypatch, tmp_path
+):
+    module, name = task.split(".")
+    text = f"""
+from gptjax.model.config import ModelConfig
+from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.run.experiment import Experiment
+from gptjax.run.tasks.{module} import {name}
+def experiment():
+    model, rate = ModelConfig(vocab_size=4, layers=1, width=4, heads=1), OptimizerConfig(peak_lr=1.0)
+    return Experiment(task={name}(), model=model, optimizer=rate, steps=1, batch_size=1)
+"""
+    Path("mine.py").write_text(text)
+    monkeypatch.setattr("gptjax.run.driver.run", lambda recipe, workdir: tmp_path / "report.html")
+    monkeypatch.setattr("gptjax.run.criteria.criteria_sentences", lambda folder, stages: [])
+    cli.main(["run", "mine.py"])
+    assert (f"talk to it: gptjax chat {tmp_path}" in capsys.readouterr().out) == talks
 
 
 def test_help_does_not_wait_for_jax():

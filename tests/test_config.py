@@ -1,15 +1,14 @@
 """Overrides and text forms of configs."""
 
-import json
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from gptjax.config import differences, override, split_stage_args, to_dict, to_text
+from gptjax.config import override, split_stage_args, to_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,36 +199,6 @@ def test_a_wrong_stage_option_is_explained(args, words):
 
 def test_text_is_one_line_per_leaf_in_field_order():
     assert to_text(RunConfig()) == TEXT
-
-
-def test_dict_is_json_and_names_union_members():
-    made = to_dict(RunConfig(workdir=Path("w"), optimizer=OptimizerConfig(peak_lr=float("inf"), ema=EmaConfig())))
-    assert json.loads(json.dumps(made, allow_nan=False)) == made
-    assert made["task"] == {"type": "PpoTask", "kl_coefficient": 0.05, "bounds": [-1, 1]}
-    assert made["optimizer"] == {"name": "adamw", "peak_lr": "inf", "ema": {"decay": 0.99}}
-    assert made["sources"][1] == {"path": "y", "weight": 1.0}
-    assert made["workdir"] == "w"
-    assert "type" not in made
-
-
-def test_dict_refuses_a_field_called_type():
-    @dataclass(frozen=True, kw_only=True)
-    class Typed:
-        type: str = "x"
-
-    with pytest.raises(ValueError, match="Typed has a field `type`"):
-        to_dict(replace(RunConfig(), task=Typed()))
-
-
-def test_differences_name_the_leaf_and_both_values():
-    a, b = RunConfig(), RunConfig(mesh=MeshConfig(fsdp=2), task=LmTask())
-    assert differences(a, a) == []
-    expected = ["mesh.fsdp: 1 (this run) != 2 (workdir)", "task: PpoTask (this run) != LmTask (workdir)"]
-    expected += ["task.kl_coefficient: 0.05 (this run) != absent (workdir)"]
-    assert differences(a, b)[:3] == expected
-    assert differences(a, b)[-1] == "task.paths: absent (this run) != ('a.txt',) (workdir)"
-    assert differences(a, to_text(b)) == differences(a, b)
-    assert differences(a, replace(a, seed=1), names=("a", "b")) == ["seed: 0 (a) != 1 (b)"]
 
 
 def test_importing_the_module_leaves_tyro_alone():

@@ -21,25 +21,12 @@ from gptjax.tree import fingerprints
 from gptjax.types import TrainState
 
 
-class NoReadableCheckpointError(ValueError):
-    """The folder has checkpoints, but none of them can be read."""
-
-
-class SaveError(ValueError):
-    """Too many saves in a row failed."""
-
-
 def split(state: TrainState) -> dict[str, Any]:
     """The two parts of a checkpoint."""
     return {
         "model": {"params": state.params, "extra": state.extra},
         "training": {"step": state.step, "opt_state": state.opt_state, "key": state.key, "frozen": state.frozen},
     }
-
-
-def joined(parts: dict[str, Any]) -> TrainState:
-    """The state of the two parts."""
-    return TrainState(**parts["model"], **parts["training"])
 
 
 class Checkpoints:
@@ -127,9 +114,9 @@ class Checkpoints:
             score: how good this state is, for retention; higher is better.
 
         Raises:
-            SaveError: too many saves in a row have failed.
+            ValueError: too many saves in a row have failed.
         """
-        self._settle()
+        self.wait()
         record = sealed_record(about, fingerprints(split(state)), score)
         with contextlib.suppress(DamagedError):
             if step in self.steps() and read_record(self.folder / str(step))["fingerprints"] == record["fingerprints"]:
@@ -149,20 +136,21 @@ class Checkpoints:
         """Write a checkpoint and wait until it is on disk; try again if that fails.
 
         Raises:
-            SaveError: too many saves in a row have failed.
+            ValueError: too many saves in a row have failed.
         """
         for attempt in range(self._limit + 1):
             self.save(state, step, about, score=score)
-            self._settle()
+            self.wait()
             if step in self.steps():
                 return
             time.sleep(self._pause * 2**attempt)
 
     def wait(self) -> None:
-        """Block until the save under way has ended, well or badly."""
-        self._settle()
+        """Block until the save under way has ended, well or badly.
 
-    def _settle(self) -> None:
+        Raises:
+            ValueError: too many saves in a row have failed.
+        """
         if self._saving is None:
             return
         step, self._saving = self._saving, None
@@ -180,7 +168,7 @@ class Checkpoints:
         good = f"that of step {self.steps()[-1]} is the newest" if self.steps() else "there is none yet"
         text = f"the checkpoint of step {step} could not be saved ({first_line(error)}); {good}"
         if self._failures >= self._limit:
-            raise SaveError(
+            raise ValueError(
                 f"{text}. {self._failures} saves in a row have failed: make {self.folder} writable, with space for a "
                 "checkpoint more than are kept, and run the same command again"
             ) from error
@@ -207,15 +195,17 @@ class Checkpoints:
             None without any checkpoint.
 
         Raises:
-            NoReadableCheckpointError: there are checkpoints, but none can be read.
-            ValueError: the newest one is of another model, or from a newer version of gptjax.
+            ValueError: there are checkpoints, but none can be read, or the newest one is of another model or from a
+                newer version of gptjax.
         """
-        self._settle()
+        self.wait()
         damaged: dict[int, str] = {}
         later = [step for step in self.steps() if before is not None and step >= before]
         for step in reversed([step for step in self.steps() if step not in later]):
             try:
-                found = self._load(step, split(abstract_state))
+                if step in self._unseen:
+                    raise DamagedError(self._unseen[step])
+                parts, about = verified(self.folder / str(step), split(abstract_state))
             except DamagedError as error:
                 damaged[step] = str(error)
                 continue
@@ -226,20 +216,14 @@ class Checkpoints:
                 )
             for bad in later:
                 self._set_aside(bad, "undone")
-            return joined(found[0]), found[1]
+            return TrainState(**parts["model"], **parts["training"]), about
         if damaged:
             listed = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
-            raise NoReadableCheckpointError(
+            raise ValueError(
                 f"none of the checkpoints in {self.folder} can be read ({listed}); nothing was deleted: "
                 "repair them, or choose another --workdir"
             )
         return None
-
-    def _load(self, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The parts, verified, and what was said about them."""
-        if step in self._unseen:
-            raise DamagedError(self._unseen[step])
-        return verified(self.folder / str(step), wanted)
 
     def _set_aside(self, step: int, why: str) -> str:
         """Rename a checkpoint so that Orbax does not see it; returns the new name."""
@@ -251,7 +235,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the save under way and release threads."""
-        self._settle()
+        self.wait()
         self._checkpointer.close()
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jax.sharding import Mesh
 
@@ -147,10 +147,12 @@ def _stepping(experiment: Experiment, made: _Made) -> _Made:
 
 
 def check_layout(experiment: Experiment, mesh: Mesh) -> None:
-    """Raise ValueError, naming both numbers, if a mesh axis does not divide what it spreads.
+    """Raise ValueError, naming both numbers, if a mesh axis does not divide what it spreads or the model's context is
+    shorter than the task's rows, or its prompts with their answers.
 
     Key-value heads may be fewer than `tensor`: then each is held by several devices (gptjax.dims.kv_copies).
     """
+    _check_lengths(experiment)
     sizes, task = experiment.model.sizes, experiment.task
     rows = batch_rows(mesh)
     spread = [
@@ -179,6 +181,32 @@ def check_layout(experiment: Experiment, mesh: Mesh) -> None:
         if size % pieces:
             raise ValueError(f"{name} {size} is not a multiple of the mesh's {axis} {pieces}: change one of them")
     _check_microbatches(experiment, rows)
+
+
+_LENGTHS = (  # settings of tasks; what they add up to must fit in the model's context
+    ("row_tokens",),
+    ("pretrain.row_tokens",),
+    ("prompt_tokens", "answer_tokens"),
+    ("prompt_tokens", "ppo.response_tokens"),
+    ("prompt_tokens", "grpo.response_tokens"),
+)
+
+
+def _check_lengths(experiment: Experiment) -> None:
+    """Raise ValueError if the model cannot read a whole row, or a prompt and its answer."""
+    most = experiment.model.max_length
+    for names in _LENGTHS:
+        if names == ("row_tokens",) and isinstance(experiment.task, RewardTask):
+            continue  # several candidates to a row, each with positions from 0
+        found = [_setting(experiment.task, name) for name in names]
+        if None not in found and sum(found) > most:
+            listed = " + ".join(f"task.{name} {size}" for name, size in zip(names, found, strict=True))
+            raise ValueError(f"{listed} {'is' if len(names) == 1 else 'are'} above model.max_length {most}")
+
+
+def _setting(task: Any, name: str) -> Any:
+    """Of a task, by its dotted name; None where the task has none."""
+    return reduce(lambda value, part: getattr(value, part, None), name.split("."), task)
 
 
 def _check_microbatches(experiment: Experiment, pieces: int) -> None:

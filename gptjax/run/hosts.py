@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gptjax.run.progress import mute
+from gptjax.run.record import first_line
 
 _MESSAGE_BYTES = 2048
 _LOOPBACK = re.compile(r"(localhost|127\.[\d.]+|\[::1\]):\d+")
@@ -34,7 +35,7 @@ class HostsConfig:
         if self.count is not None and self.count < 1:
             raise ValueError(f"hosts.count must be at least 1, got {self.count}")
         given = [name for name in ("coordinator", "count", "index") if getattr(self, name) is not None]
-        if self.alone or not given:
+        if self.count == 1 or not given:
             return
         missing = [f"--hosts.{name}" for name in ("coordinator", "count", "index") if name not in given]
         if missing:
@@ -50,11 +51,6 @@ class HostsConfig:
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise ValueError(f"hosts.coordinator must be HOST:PORT, got {self.coordinator!r}")
 
-    @property
-    def alone(self) -> bool:
-        """Whether there is to be one process, whatever the environment says."""
-        return self.count == 1
-
 
 def join(config: HostsConfig) -> None:
     """Meet the other processes of the run, before JAX's first use; returns at once when there are none.
@@ -65,7 +61,7 @@ def join(config: HostsConfig) -> None:
     Raises:
         ConnectionError: the processes did not meet; they may if all are started again.
     """
-    if config.alone:
+    if config.count == 1:
         return
     if config.coordinator is None:
         _join_found()
@@ -81,7 +77,7 @@ def join(config: HostsConfig) -> None:
         except RuntimeError as error:
             raise ConnectionError(
                 f"process {config.index} of {config.count} did not meet the others at hosts.coordinator "
-                f"{config.coordinator}: {_first_line(error)}"
+                f"{config.coordinator}: {first_line(error)}"
             ) from error
     if jax.distributed.is_initialized() and not is_first():
         mute()
@@ -163,7 +159,7 @@ def _join_found() -> None:
             raise
     except RuntimeError as error:
         raise ConnectionError(
-            f"the processes that the environment names did not meet: {_first_line(error)}; give --hosts.coordinator, "
+            f"the processes that the environment names did not meet: {first_line(error)}; give --hosts.coordinator, "
             "--hosts.count and --hosts.index, or --hosts.count 1 to be alone"
         ) from error
 
@@ -173,7 +169,3 @@ def _from_first(text: str) -> str:
     raw = text.encode()[:_MESSAGE_BYTES]
     sent = np.frombuffer(raw.ljust(_MESSAGE_BYTES, b"\0"), np.uint8)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent))).rstrip(b"\0").decode(errors="replace")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -36,21 +36,18 @@ def load(target: str, names: list[str], kinds: tuple[type, ...]) -> Any:
     path = _file(target)
     if not path.is_file():
         raise ValueError(f"no such experiment file: {path}")
-    name = target.partition(":")[2]
-    return _call(path, [name] if name else names, kinds)
+    if name := target.partition(":")[2]:
+        names = [name]
+    module = module_at(path)
+    chosen = next((name for name in names if callable(getattr(module, name, None))), None)
+    if chosen is None:
+        raise ValueError(f"{path} defines no function {' or '.join(names)}; it has: {functions_of(module)}")
+    found = getattr(module, chosen)()
+    if not isinstance(found, kinds):
+        wanted = " or ".join(f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}" for kind in kinds)
+        raise ValueError(f"{path}:{chosen}() returned {type(found).__name__}, not {wanted}")
+    return found
 
 
 def _file(target: str) -> Path:
     return Path(target.partition(":")[0])
-
-
-def _call(path: Path, names: list[str], kinds: tuple[type, ...]) -> Any:
-    module = module_at(path)
-    function = next((getattr(module, n) for n in names if callable(getattr(module, n, None))), None)
-    if function is None:
-        raise ValueError(f"{path} defines no function {' or '.join(names)}; it has: {functions_of(module)}")
-    found = function()
-    if not isinstance(found, kinds):
-        wanted = " or ".join(f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}" for kind in kinds)
-        raise ValueError(f"{path}:{names[0]}() returned {type(found).__name__}, not {wanted}")
-    return found

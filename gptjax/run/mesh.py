@@ -1,6 +1,5 @@
 """The mesh of a run: five named axes that always exist, explicit sharding, and how arrays get onto them and back."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,15 +116,10 @@ def put(batch: Any, mesh: Mesh) -> Any:
 
     Every process passes its own rows (`host_share`), in order.
     """
-    if batch is None:
-        return None
     share = host_share(mesh)
 
-    def place(name: str, value: Any) -> Any:
-        if dataclasses.is_dataclass(value) or value is None:
-            return put(value, mesh)
-        own = np.asarray(value)
-        sharding = NamedSharding(mesh, dims.act_spec(name.rpartition("_")[2] if own.ndim else ""))
+    def place(spec: PartitionSpec, value: Any) -> jax.Array:
+        own, sharding = np.asarray(value), NamedSharding(mesh, spec)
         if share == EVERYTHING or not own.ndim:
             return jax.make_array_from_callback(own.shape, sharding, own.__getitem__)
         size = len(own) // len(share.pieces)  # rows of a piece
@@ -136,7 +130,17 @@ def put(batch: Any, mesh: Mesh) -> Any:
 
         return jax.make_array_from_callback((size * share.of, *own.shape[1:]), sharding, part)
 
-    return type(batch)(**{name: place(name, value) for name, value in vars(batch).items()})
+    return with_specs(place, batch)
+
+
+def with_specs(place: Callable[[PartitionSpec, Any], Any], batch: Any) -> Any:
+    """The batch with `place(layout, array)` for each array; the letters in its field's name are its layout."""
+
+    def placed(path: Any, value: Any) -> Any:
+        letters = path[-1].name.rpartition("_")[2] if np.ndim(value) else ""
+        return place(dims.act_spec(letters), value)
+
+    return jax.tree_util.tree_map_with_path(placed, batch)
 
 
 def fetch(tree: Any) -> Any:

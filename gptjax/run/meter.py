@@ -1,8 +1,7 @@
 """Throughput of a run: tokens and model FLOPs a second, between two readings."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 
 class Meter:
@@ -26,18 +25,8 @@ class Meter:
     def restart(self) -> None:
         """Begin a new window now: after compiling, evaluating or saving, whose time is not the steps'."""
         self._began = self._clock()
-        self._waited = 0.0
         self._tokens = 0
         self._steps = 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
-        began = self._clock()
-        try:
-            yield
-        finally:
-            self._waited += self._clock() - began
 
     def step(self, tokens: int) -> None:
         """Count one step.
@@ -54,8 +43,7 @@ class Meter:
         figures = {}
         if self._steps and seconds > 0:
             figures["perf/tokens_per_second"] = self._tokens / seconds
-            figures["perf/step_seconds"] = seconds / self._steps
-            figures["perf/data_wait_fraction"] = self._waited / seconds
+            figures["perf/seconds_per_step"] = seconds / self._steps
             if self._flops_per_token is not None:
                 figures["perf/model_flops_per_second"] = self._tokens * self._flops_per_token / seconds
                 if self._peak_flops is not None:

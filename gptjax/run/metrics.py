@@ -6,7 +6,6 @@ import json
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ class MetricsLog:
         self._writer: Any = None
         self._waiting = b""  # rows that a full disk has not taken yet
         if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
-            _rewrite(self._path, _rows(self._path))  # else the next row would join a half-written one
+            _rewrite(self._path, read_metrics(self._path))  # else the next row would join a half-written one
         self._file = self._path.open("ab", buffering=0)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -83,28 +82,21 @@ class MetricsLog:
         for name, value in row.items():
             self._writer.add_scalar(name, value, step)
 
-    def resume(self, step: int) -> int:
+    def resume(self, step: int) -> None:
         """Forget what came after a step, before going on from it.
 
         Args:
             step: the restored step; rows of later steps go, and so does a half-written last row.
-
-        Returns:
-            How many rows were dropped, a half-written one included.
 
         Raises:
             ValueError: a row that is not the last cannot be read.
         """
         self._file.close()
         self._waiting = b""
-        rows = _rows(self._path)
-        kept = [row for row in rows if row["step"] <= step]
-        n_lines = sum(1 for line in self._path.read_bytes().split(b"\n") if line.strip())
-        _rewrite(self._path, kept)
+        _rewrite(self._path, [row for row in read_metrics(self._path) if row["step"] <= step])
         self._file = self._path.open("ab", buffering=0)
         self._close_writer()
         self._purge_step = step + 1
-        return n_lines - len(kept)
 
     def close(self) -> None:
         """Close both files; safe to call twice.
@@ -136,9 +128,8 @@ class NoLog:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Drop the row."""
 
-    def resume(self, step: int) -> int:
+    def resume(self, step: int) -> None:
         """There is nothing to forget."""
-        return 0
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -156,23 +147,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a row that is not the last is no JSON object with a "step".
     """
-    return _rows(Path(path))
-
-
-def same_losses(a: Path, b: Path) -> list[str]:
-    """What differs, bit for bit, between two logs, apart from `perf/` metrics; empty when nothing does.
-
-    Args:
-        a: a `metrics.jsonl`.
-        b: another.
-
-    Returns:
-        One message per metric, "step 7 lm/nats_per_token: 3.21 != 3.22". Rows of one step are compared in order.
-    """
-    values_a, values_b = _comparable(_rows(Path(a))), _comparable(_rows(Path(b)))
-    keys = sorted({**values_a, **values_b}, key=lambda key: key[:2])
-    pairs = ((key, values_a.get(key, "absent"), values_b.get(key, "absent")) for key in keys)
-    return [f"step {step} {name}: {x} != {y}" for (step, _, name), x, y in pairs if x != y]
+    lines = path.read_bytes().split(b"\n")
+    last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
+    rows = []
+    for i, line in enumerate(lines[: last + 1]):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif i != last:
+            raise ValueError(f"{path}, line {i + 1}: not a row of metrics: {line[:60]!r}; repair or delete this line")
+    return rows
 
 
 def _scalar(name: str, value: Any) -> int | float:
@@ -185,19 +169,6 @@ def _scalar(name: str, value: Any) -> int | float:
 def _line(row: Mapping[str, int | float]) -> str:
     written = {k: v if math.isfinite(v) else repr(v) for k, v in row.items()}
     return json.dumps(written, allow_nan=False) + "\n"
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_bytes().split(b"\n")
-    last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
-    rows = []
-    for i, line in enumerate(lines[: last + 1]):
-        row = _row(line)
-        if row is not None:
-            rows.append(row)
-        elif i != last:
-            raise ValueError(f"{path}, line {i + 1}: not a row of metrics: {line[:60]!r}; repair or delete this line")
-    return rows
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -213,18 +184,6 @@ def _row(line: bytes) -> dict[str, Any] | None:
 def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(map(_line, rows))
-
-
-def _comparable(rows: list[dict[str, Any]]) -> dict[tuple[int, int, str], str]:
-    """repr tells apart what == does not (0.0 and -0.0, 1 and 1.0) and holds nan equal to itself."""
-    seen: Counter[tuple[int, str]] = Counter()
-    values = {}
-    for row in rows:
-        for name, value in row.items():
-            if name != "step" and not name.startswith("perf/"):
-                values[row["step"], seen[row["step"], name], name] = repr(value)
-                seen[row["step"], name] += 1
-    return values
 
 
 def _tensorboard(folder: Path, purge_step: int | None) -> Any:

@@ -89,17 +89,15 @@ class Progress:
         note(f"{self._description} {self._step}/{self._total} {self._text}".rstrip())
 
 
-def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, stderr: bool = False, width: int | None = None
-) -> None:
-    """Print a table; columns in which every cell is a number or empty are aligned to the right.
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table on stdout; columns in which every cell is a number or empty are aligned to the right.
+
+    It is as wide as the terminal or, where there is none, as it needs to be.
 
     Args:
         title: printed above.
         columns: headings.
         rows: cells by row; floats are shown to four digits, None as an empty cell.
-        stderr: print there instead of to stdout.
-        width: columns of text; by default the terminal's, and no limit where there is none.
 
     Raises:
         ValueError: a row has more or fewer cells than there are columns.
@@ -110,15 +108,13 @@ def table(
     for i, row in enumerate(rows):
         if len(row) != len(columns):
             raise ValueError(f"table {title!r}, row {i}: {len(row)} cells for {len(columns)} columns")
-    file = sys.stderr if stderr else sys.stdout
     shown = rich_table.Table(title=text.Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     for i, name in enumerate(columns):
         numeric = all(row[i] is None or isinstance(row[i], int | float) for row in rows)
         shown.add_column(text.Text(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(text.Text(_cell(value)) for value in row))
-    width = width or (None if file.isatty() else 10_000)
-    console.Console(file=file, width=width, highlight=False).print(shown)
+    console.Console(width=None if sys.stdout.isatty() else 10_000, highlight=False).print(shown)
 
 
 def duration(seconds: float) -> str:

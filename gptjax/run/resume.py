@@ -1,5 +1,6 @@
 """Where a stage goes on: at its newest good checkpoint, with the rows that were logged up to it."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ def restored(
 ) -> tuple[TrainState, dict[str, Any]]:
     """This run's newest good checkpoint, else its trunk's, else another run's weights or fresh ones; and the counts."""
     state = jax.jit(task.init)(jax.random.key(experiment.seed))
-    found = checkpoints.restore(abstract(state))
+    found, place, advice = checkpoints.restore(abstract(state)), checkpoints.folder, "choose another --workdir"
     if found is None and trunk is not None:
         found = load_state(trunk, abstract(state), experiment.steps)
+        place, advice = trunk / "checkpoints", "leave out branch_from, which goes on from there with the same data"
     reached = max((row["step"] for row in logged_rows(checkpoints)), default=0)
     if found is None:
         on_first(lambda: log.resume(0))
@@ -30,9 +32,8 @@ def restored(
     state, about = found
     if about["data_fingerprint"] != task.data_fingerprint:
         raise ValueError(
-            f"the data or the tokenizer changed since the checkpoint in {checkpoints.folder} (fingerprint "
-            f"{about['data_fingerprint']} then, {task.data_fingerprint} now): restore the data, or choose another "
-            "--workdir"
+            f"the data or the tokenizer changed since the checkpoint in {place} (fingerprint "
+            f"{about['data_fingerprint']} then, {task.data_fingerprint} now): restore the data, or {advice}"
         )
     step = int(state.step)
     on_first(lambda: log.resume(step))
@@ -54,17 +55,13 @@ def load_state(folder: Path, abstract_state: TrainState, steps: int) -> tuple[Tr
     Raises:
         ValueError: no checkpoint there, or one that is as far as the branch is to go.
     """
-    if not (folder / "checkpoints").is_dir():
-        raise ValueError(f"branch_from: no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
-    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-    try:
-        found = checkpoints.restore(abstract_state)
-    finally:
-        checkpoints.close()
+    place, found = folder / "checkpoints", None
+    if place.is_dir():  # else Checkpoints would make it
+        with contextlib.closing(Checkpoints(place, keep=1)) as checkpoints:
+            found = checkpoints.restore(abstract_state)
     if found is None:
-        raise ValueError(f"branch_from: no checkpoint in {folder / 'checkpoints'}: has that stage been trained?")
-    if int(found[0].step) >= steps:
-        raise ValueError(
-            f"branch_from: {folder} ended at step {int(found[0].step)}, this run at {steps}: give more steps"
-        )
-    return found[0], found[1] | {"seconds_by_use": {}}
+        raise ValueError(f"branch_from: no checkpoint in {place}: has that stage been trained?")
+    state, about = found
+    if int(state.step) >= steps:
+        raise ValueError(f"branch_from: {folder} ended at step {int(state.step)}, this run at {steps}: give more steps")
+    return state, about | {"seconds_by_use": {}}

@@ -141,7 +141,7 @@ class Training:
 
     def _next_batch(self) -> None:
         position = self._done // self._task.updates_per_batch
-        with self._goodput("data"), self._meter.waiting(), self._stop.interruptible():
+        with self._goodput("data"), self._stop.interruptible():
             batch = put(self._task.data(position + self._offset), self._mesh)
         if self._collect is not None:
             key = jax.random.fold_in(jax.random.wrap_key_data(self._state.key), position)

@@ -17,7 +17,8 @@ from gptjax.run.start import start_jax
 from gptjax.run.tasks.upstream import load_policy
 from gptjax.types import Params
 
-_TALKS = ("lm", "sft", "ppo", "dpo", "grpo", "rejection")
+ANSWERING = ("sft", "ppo", "dpo", "grpo", "rejection")  # kinds of tasks whose models were taught to answer
+TALKING = ("lm", *ANSWERING)  # those that continue a text besides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def choose_stage(run: Path, stage: str | None) -> tuple[str, str]:
     stages = _read(run / "recipe.json")["stages"]
     results = {name: run / name / "result.json" for name in stages}
     tasks = {name: _read(path)["task"] for name, path in results.items() if path.exists()}
-    able = [name for name, task in tasks.items() if task in _TALKS]
+    able = [name for name, task in tasks.items() if task in TALKING]
     can_talk = f"stages of {run} that can talk: {', '.join(able) or 'none yet'}"
     if stage is None:
         if not able:
@@ -95,7 +96,7 @@ def _check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         )
 
 
-_LISTED = f"{', '.join(_TALKS[:-1])} or {_TALKS[-1]} stage"
+_LISTED = f"{', '.join(TALKING[:-1])} or {TALKING[-1]} stage"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.answers import Answer
 from gptjax.generate.engine import SamplingConfig
 from gptjax.generate.stream import prompt_room, streamer
-from gptjax.serve.model import LoadedModel, load
+from gptjax.serve.model import ANSWERING, LoadedModel, load
 
 _HELP = """\
 Type a message and press Enter. Ctrl-C stops an answer, Ctrl-D leaves.
@@ -48,7 +48,7 @@ def chat(args: argparse.Namespace) -> None:
     if loaded.task == "lm":
         raise ValueError(
             f"stage {loaded.stage!r} was not taught to answer: continue a text with `gptjax generate`, "
-            "or choose an sft or ppo stage with --stage"
+            f"or choose a stage that was with --stage, one of {', '.join(ANSWERING)}"
         )
     conversation = Conversation(Speaker(loaded, sampling, args.seed))
     _notice(f"stage {loaded.stage} of {args.run}; /help lists commands")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from gptjax.run.metrics import same_losses
+from log_values import log_values
 
 STAGES = ("lm", "sft", "reward", "ppo")
 UPDATES = 4  # per rollout
@@ -86,7 +86,8 @@ MOMENTS = {
 
 def assert_same_run(workdir: Path, expected: Path) -> None:
     for stage in STAGES:
-        assert same_losses(workdir / stage / "metrics.jsonl", expected / stage / "metrics.jsonl") == [], stage
+        ours, theirs = (log_values(run / stage / "metrics.jsonl") for run in (workdir, expected))
+        assert ours == theirs, stage
         ours, theirs = (json.loads((run / stage / "result.json").read_text()) for run in (workdir, expected))
         assert ours["evaluation"] == theirs["evaluation"], stage
         assert ours["tokens"] == theirs["tokens"], stage

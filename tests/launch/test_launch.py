@@ -216,6 +216,13 @@ def test_a_preempted_slice_is_asked_for_again_and_a_finished_one_is_deleted(tmp_
     assert "--spot" in next(call for call in calls(tmp_path) if "create" in call)
 
 
+def test_the_codes_that_were_read_once_are_those_it_ends_with(tmp_path):
+    # a second question would get no answer
+    done = gcloud(tmp_path, ["ABSENT", "ACTIVE"], ["0\\n0\\n", ""])
+    assert done.returncode == 0
+    assert verbs(tmp_path) == ["create", "restart.sh", "delete"]
+
+
 @pytest.mark.parametrize("code", [2, 70])
 def test_a_mistake_ends_it_even_if_other_workers_died_of_it(tmp_path, code):
     done = gcloud(tmp_path, ["ABSENT", "ACTIVE"], [f"{code}\\n134\\n"])

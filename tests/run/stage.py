@@ -44,8 +44,8 @@ def trained(experiment, folder):
     return read_metrics(folder / "metrics.jsonl")
 
 
-def run_stage(folder, task, experiment, log_class=MetricsLog):
+def run_stage(folder, task, experiment, log_class=MetricsLog, trunk=None):
     """(final state, what the result says)."""
     checkpoints = Checkpoints(folder / "checkpoints", keep=experiment.keep, pause=0.0)
     with closing(checkpoints), closing(log_class(folder)) as log, Stop() as stop:
-        return Training("toy", experiment, task, checkpoints, log, stop, Goodput()).run()
+        return Training("toy", experiment, task, checkpoints, log, stop, Goodput(), trunk).run()

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gptjax.dims import MESH_AXES
 from gptjax.run import checkpoint, record
-from gptjax.run.checkpoint import Checkpoints, NoReadableCheckpointError, SaveError, split
+from gptjax.run.checkpoint import Checkpoints, split
 from gptjax.run.exits import Preempted
 from gptjax.run.mesh import MeshConfig, make_mesh
 from gptjax.run.restore import load_model
@@ -182,7 +182,7 @@ def test_with_every_checkpoint_damaged_nothing_is_deleted(tmp_path, one_device):
     for step in ("4", "8"):
         (tmp_path / step / "_CHECKPOINT_METADATA").write_text("")
     before = files_of(tmp_path)
-    with pytest.raises(NoReadableCheckpointError, match=r"step 8: _CHECKPOINT_METADATA: .*step 4: .*nothing was del"):
+    with pytest.raises(ValueError, match=r"step 8: _CHECKPOINT_METADATA: .*step 4: .*nothing was del"):
         restored(tmp_path, first_state())
     assert files_of(tmp_path) == before
 
@@ -191,7 +191,7 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, one_device):
     (tmp_path / "8").mkdir()
     (tmp_path / "8" / "letter.txt").write_text("mine")
     (tmp_path / "notes").mkdir()
-    with pytest.raises(NoReadableCheckpointError, match=r"step 8: _CHECKPOINT_METADATA: No such file"):
+    with pytest.raises(ValueError, match=r"step 8: _CHECKPOINT_METADATA: No such file"):
         restored(tmp_path, first_state())
     assert [path.name for path in files_of(tmp_path)] == ["letter.txt"]
 
@@ -311,7 +311,7 @@ def test_five_failed_saves_in_a_row_stop_the_run(tmp_path, one_device, monkeypat
     checkpoints.save(at(state, 4), 4, ABOUT)
     checkpoints.wait()
     failing(monkeypatch, 5)
-    with pytest.raises(SaveError, match=r"step 24 .*No space left.*step 4 is the newest\. 5 saves in a row"):
+    with pytest.raises(ValueError, match=r"step 24 .*No space left.*step 4 is the newest\. 5 saves in a row"):
         save_each(checkpoints, state, (8, 12, 16, 20, 24, 28))
     assert same(restored(tmp_path, state)[0], at(state, 4))
 

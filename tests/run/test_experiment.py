@@ -13,6 +13,9 @@ from gptjax.run.experiment import Experiment, check_layout
 from gptjax.run.tasks.grpo import GrpoTask
 from gptjax.run.tasks.lm import LmTask
 from gptjax.run.tasks.ppo import PpoTask
+from gptjax.run.tasks.reward import RewardTask
+from gptjax.run.tasks.rows import RowsConfig
+from gptjax.run.tasks.sft import SftTask
 from gptjax.train.grpo import GrpoConfig
 from gptjax.train.ppo_config import PpoConfig
 
@@ -66,6 +69,43 @@ def test_key_value_heads_may_be_fewer_than_the_tensor_axis():
 def test_what_does_not_divide_is_an_error_with_both_numbers(experiment, axes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         laid_out(experiment, **axes)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (LmTask(row_tokens=64), "task.row_tokens 64 is above model.max_length 48"),
+        (SftTask(row_tokens=64), "task.row_tokens 64 is above model.max_length 48"),
+        (
+            SftTask(row_tokens=48, prompt_tokens=32, answer_tokens=17),
+            "task.prompt_tokens 32 + task.answer_tokens 17 are above model.max_length 48",
+        ),
+        (
+            RewardTask(prompt_tokens=40, answer_tokens=16),
+            "task.prompt_tokens 40 + task.answer_tokens 16 are above model.max_length 48",
+        ),
+        (
+            replace(PPO, prompt_tokens=41),
+            "task.prompt_tokens 41 + task.ppo.response_tokens 8 are above model.max_length 48",
+        ),
+        (
+            replace(GRPO, prompt_tokens=41),
+            "task.prompt_tokens 41 + task.grpo.response_tokens 8 are above model.max_length 48",
+        ),
+        (
+            replace(PPO, pretrain=RowsConfig(row_tokens=64)),
+            "task.pretrain.row_tokens 64 is above model.max_length 48",
+        ),
+    ],
+)
+def test_what_the_model_cannot_read_is_an_error_with_both_numbers(task, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        laid_out(replace(LM, model=replace(MODEL, max_length=48), task=task))
+
+
+def test_a_row_of_candidates_may_be_longer_than_the_context():
+    task = RewardTask(prompt_tokens=32, answer_tokens=16, row_tokens=96)
+    laid_out(replace(LM, model=replace(MODEL, max_length=48), task=task))
 
 
 def test_microbatches_are_cut_from_what_an_update_sees():

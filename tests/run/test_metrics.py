@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.run.metrics import MetricsLog, read_metrics, same_losses
+from gptjax.run.metrics import MetricsLog, read_metrics
 
 
 def log_of(folder, rows):
@@ -67,21 +67,22 @@ def test_resume_drops_later_rows_and_a_half_written_one(tmp_path):
     path.write_text(path.read_text() + '{"step": 6, "lm/na')
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5]
     with MetricsLog(tmp_path) as log:
-        assert log.resume(3) == 2  # 4 and 5; opening the log dropped the half row
+        log.resume(3)
         log.write(4, {"lm/nats_per_token": 9.0})
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
     assert read_metrics(path)[-1]["lm/nats_per_token"] == 9.0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
 
 
-def test_resume_counts_a_half_row_written_after_opening(tmp_path):
+def test_resume_drops_a_half_row_written_after_opening(tmp_path):
     with MetricsLog(tmp_path) as log:
         log.write(1, {"a": 1.0})
         with (tmp_path / "metrics.jsonl").open("ab") as file:
             file.write(b'{"step": 2, "\xc3')
-        assert log.resume(1) == 1
-        assert log.resume(0) == 1
-        assert log.resume(0) == 0
+        log.resume(1)
+        assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "a": 1.0}\n'
+        log.resume(0)
+        assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 def test_a_complete_last_row_without_newline_is_kept(tmp_path):
@@ -127,23 +128,6 @@ def test_tensorboard_holds_the_values_and_marks_what_resume_dropped(tmp_path):
     assert scalars == [(1, 0.5), (2, 0.25), (2, 0.75)]
     starts = [event.step for event in events if event.HasField("session_log")]
     assert starts == [2]  # TensorBoard hides earlier events from step 2 on
-
-
-def test_same_losses_ignores_speed_and_sees_one_bit(tmp_path):
-    x = np.float32(0.1)
-    a = log_of(tmp_path / "a", [(1, {"lm/x": x, "perf/step_seconds": 1.0}), (2, {"perf/step_seconds": 2.0})])
-    b = log_of(tmp_path / "b", [(1, {"lm/x": x, "perf/step_seconds": 3.0})])
-    c = log_of(tmp_path / "c", [(1, {"lm/x": np.nextafter(x, np.float32(1))})])
-    assert same_losses(a, b) == []
-    assert same_losses(a, c) == ["step 1 lm/x: 0.10000000149011612 != 0.10000000894069672"]
-
-
-def test_same_losses_tells_apart_zero_signs_nans_and_missing_rows(tmp_path):
-    nan = float("nan")
-    a = log_of(tmp_path / "a", [(1, {"m": 0.0, "n": nan}), (1, {"e": 1.0}), (2, {"m": 2.0})])
-    b = log_of(tmp_path / "b", [(1, {"m": -0.0, "n": nan}), (1, {"e": 1})])
-    assert same_losses(a, a) == []
-    assert same_losses(a, b) == ["step 1 m: 0.0 != -0.0", "step 1 e: 1.0 != 1", "step 2 m: 2.0 != absent"]
 
 
 def test_importing_the_module_leaves_tensorboardx_alone():

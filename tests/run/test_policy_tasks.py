@@ -37,21 +37,26 @@ TEXTS = [f"What does number {n} do? It adds {n} to the sum and returns the resul
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
-    """A folder with finished stages `sft` and `reward`, and files of prompts and rankings."""
+    """A folder with finished stages `sft`, `reward` and `ppo`, and files of prompts and rankings."""
     folder = tmp_path_factory.mktemp("untrained")
     tokenizer = train_tokenizer(TEXTS, TINY.vocab_size)
     scalars = {"reward_gain": jax.numpy.ones(()), "reward_bias": jax.numpy.zeros(())}
     with jax.set_mesh(make_mesh(MeshConfig(data=1), jax.devices()[:1])):
-        for name, model, extra in (("sft", language_model(TINY), {}), ("reward", scalar_model(TINY), scalars)):
+        policy, scalar = language_model(TINY), scalar_model(TINY)
+        for name, init, extra in (
+            ("sft", policy.init, {}),
+            ("reward", scalar.init, scalars),
+            ("ppo", lambda key: {"policy": policy.init(key), "value": scalar.init(key)}, {}),
+        ):
             (folder / name).mkdir()
             tokenizer.save(folder / name / "tokenizer.model")
             (folder / name / "model.json").write_text(json.dumps(dataclasses.asdict(TINY)))
             (folder / name / "result.json").write_text(json.dumps({"task": name}))
             checkpoints = Checkpoints(folder / name / "checkpoints", keep=1)
-            params = jax.jit(model.init)(jax.random.key(len(name)))
+            params = jax.jit(init)(jax.random.key(len(name)))
             checkpoints.save(initial_state(params, optax.sgd(0.1), jax.random.key(0), **extra), 1, {})
             checkpoints.close()
-    (folder / "recipe.json").write_text(json.dumps({"name": "untrained", "stages": ["sft", "reward"]}))
+    (folder / "recipe.json").write_text(json.dumps({"name": "untrained", "stages": ["sft", "reward", "ppo"]}))
     prompts = [[{"role": "user", "content": f"{n}?"}] for n in range(24)]
     lines = [json.dumps({"messages": messages}) for messages in prompts]
     (folder / "prompts.jsonl").write_text("\n".join(lines))
@@ -165,10 +170,10 @@ def test_reference_numbers_are_computed_once_and_then_read(tmp_path):
     np.testing.assert_array_equal(again.logp_ref_BC, first.logp_ref_BC[::-1])
 
 
-def test_grpo_updates_on_whole_groups_and_can_talk(untrained, one_device_runs, tmp_path, capsys):
+def test_grpo_goes_on_from_ppo_updates_on_whole_groups_and_can_talk(untrained, one_device_runs, tmp_path, capsys):
     settings = GrpoConfig(prompts=4, group_size=3, minibatches=2, response_tokens=8)
     task = GrpoTask(
-        policy_from=str(untrained / "sft"),
+        policy_from=str(untrained / "ppo"),
         reward_from=str(untrained / "reward"),
         prompts=untrained / "prompts.jsonl",
         prompt_tokens=16,
@@ -186,7 +191,7 @@ def test_grpo_updates_on_whole_groups_and_can_talk(untrained, one_device_runs, t
     assert all(np.isfinite(value) for row in rows for value in row.values())
     found = result(tmp_path / "run", "grpo")
     assert {"proxy_grpo", "proxy_sft", "kl_nats", "end_rate_grpo", "answers"} <= set(found)
-    assert moved(talks(tmp_path / "run", "grpo", capsys), untrained / "sft") > 1e-3
+    assert moved(talks(tmp_path / "run", "grpo", capsys), untrained / "ppo") > 1e-3
     shown = report.read_text(encoding="utf-8")
     assert "The training proxy reward" in shown
     assert "after GRPO" in shown
@@ -258,8 +263,16 @@ def test_the_winner_has_the_highest_score_among_those_that_ended():
 @pytest.mark.parametrize(
     ("task", "settings", "message"),
     [
-        (GrpoTask(grpo=GrpoConfig(prompts=8)), {}, "batch_size 4 differs from task.grpo.prompts 8"),
-        (GrpoTask(grpo=GrpoConfig(prompts=4, epochs=3)), {}, "steps 4 is no multiple of the 3 updates"),
+        (
+            GrpoTask(prompt_tokens=16, grpo=GrpoConfig(prompts=8, response_tokens=8)),
+            {},
+            "batch_size 4 differs from task.grpo.prompts 8",
+        ),
+        (
+            GrpoTask(prompt_tokens=16, grpo=GrpoConfig(prompts=4, response_tokens=8, epochs=3)),
+            {},
+            "steps 4 is no multiple of the 3 updates",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_named(task, settings, message, one_device_runs, tmp_path):
@@ -283,7 +296,7 @@ def test_tasks_without_a_meaning_are_refused(make, message):
 
 def test_groups_must_divide_over_the_mesh():
     # 4 prompts in 2 minibatches are 2 groups, which do not divide over fsdp 4
-    grpo = GrpoTask(prompt_tokens=16, grpo=GrpoConfig(prompts=4, minibatches=2))
+    grpo = GrpoTask(prompt_tokens=16, grpo=GrpoConfig(prompts=4, minibatches=2, response_tokens=8))
     experiment = recipe("grpo", grpo).stages["grpo"]
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     with pytest.raises(ValueError, match=r"task.grpo.prompts / task.grpo.minibatches 2 is not a multiple"):

@@ -74,10 +74,8 @@ def test_table_shows_cells_as_they_are(capsys):
 
 
 def test_table_without_a_terminal_never_cuts_long_cells(capsys):
-    table("t", ["a"], [["x" * 300]], stderr=True)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "x" * 300 in captured.err
+    table("t", ["a"], [["x" * 300]])
+    assert "x" * 300 in capsys.readouterr().out
 
 
 def test_table_refuses_a_ragged_row():

@@ -189,9 +189,3 @@ def test_ratings_are_predicted_and_order_the_answers(folder, one_device):
 def test_ratings_need_a_file():
     with pytest.raises(ValueError, match=r"'rating' needs a file of ratings: set task\.comparisons"):
         RewardTask(reward=RewardConfig(objective="rating"))
-
-
-def test_rows_longer_than_the_context_are_refused(folder, one_device):
-    message = r"task\.prompt_tokens 64 \+ task\.answer_tokens 16 are above model\.max_length 48"
-    with pytest.raises(ValueError, match=message):
-        task(folder, prompt_tokens=64)

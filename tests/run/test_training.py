@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from log_values import log_values
 from stage import run_stage as run
 
 from gptjax.model.config import ModelConfig
@@ -20,7 +21,7 @@ from gptjax.run.exits import NumericalFaultError, Preempted
 from gptjax.run.experiment import Experiment
 from gptjax.run.faults import FaultsConfig, repeated
 from gptjax.run.mesh import MeshConfig, make_mesh
-from gptjax.run.metrics import MetricsLog, read_metrics, same_losses
+from gptjax.run.metrics import MetricsLog, read_metrics
 from gptjax.run.stop import Stop
 from gptjax.run.task import Task
 from gptjax.run.tasks.lm import LmTask
@@ -75,7 +76,7 @@ def bits(state):
 
 def assert_same(a, b, folder_a, folder_b):
     assert bits(a) == bits(b)
-    assert same_losses(folder_a / "metrics.jsonl", folder_b / "metrics.jsonl") == []
+    assert log_values(folder_a / "metrics.jsonl") == log_values(folder_b / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +187,7 @@ def test_time_is_accounted_for_and_repeated_steps_count_as_lost(tmp_path, one_de
     assert about["reached"] == 17
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "perf/step_seconds" in row]
     assert rows
-    assert all("perf/compile_seconds" in row for row in rows)
+    assert all("perf/compile_seconds" in row and "perf/seconds_per_step" in row for row in rows)
 
 
 def spoiled(positions, value=np.nan):
@@ -228,7 +229,7 @@ def test_many_bad_batches_in_a_row_are_passed_over(crash, tmp_path, one_device):
     assert (int(state.extra["data_offset"]), about["rollbacks"]) == (7, 1)
     assert bits(state.params) == bits(expected.params)
     assert bits(state.opt_state) == bits(expected.opt_state)
-    assert same_losses(tmp_path / "bad" / "metrics.jsonl", tmp_path / "clean" / "metrics.jsonl") == []
+    assert log_values(tmp_path / "bad" / "metrics.jsonl") == log_values(tmp_path / "clean" / "metrics.jsonl")
 
 
 def test_a_spike_of_the_loss_is_passed_over_if_asked_for(tmp_path, one_device, capsys):
@@ -278,3 +279,18 @@ def test_changed_data_is_refused(tmp_path, one_device):
         run(tmp_path, toy(data=crashing(12)), experiment())
     with pytest.raises(ValueError, match=r"data or the tokenizer changed .*fingerprint toy then, other now"):
         run(tmp_path, toy(data_fingerprint="other"), experiment())
+
+
+def test_a_branch_goes_on_from_its_trunk_and_other_data_are_refused_by_the_trunks_name(
+    tmp_path, one_device, undisturbed
+):
+    trunk = undisturbed[1]
+    _, about = run(tmp_path / "branch", toy(), experiment(steps=35), trunk=trunk)
+    assert about["tokens"] == 35 * 8
+    message = rf"checkpoint in {trunk}/checkpoints \(fingerprint toy then, other now\): .*leave out branch_from"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "changed", toy(data_fingerprint="other"), experiment(steps=35), trunk=trunk)
+    for folder, words in ((tmp_path / "none", "no checkpoint in .*none/checkpoints"), (trunk, "ended at step 30")):
+        with pytest.raises(ValueError, match=rf"branch_from: .*{words}"):
+            run(tmp_path / "other", toy(), experiment(), trunk=folder)
+    assert not (tmp_path / "none").exists()

@@ -1,6 +1,7 @@
 """What a stage hands on: the policy that its result names, out of a checkpoint that holds more."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ import pytest
 
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model
+from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.checkpoint import Checkpoints
-from gptjax.run.tasks.upstream import load_policy
+from gptjax.run.task import Setup
+from gptjax.run.tasks.upstream import load_policy, started
 from gptjax.train.update import initial_state
 
 SIZES = ModelConfig(vocab_size=8, layers=1, width=4, heads=1, max_length=4)
@@ -51,7 +54,13 @@ def test_a_stage_hands_on_the_weights_that_its_result_names(result, wanted, tmp_
     params = threes if result["task"] == "sft" else {"policy": ones, "value": {"head": jnp.zeros(())}}
     extra = {} if result["task"] == "sft" else {"average": twos, "kl_coefficient": jnp.zeros(())}
     saved(tmp_path, one_device, params, extra, result)
-    for leaf in jax.tree.leaves(load_policy(MODEL, tmp_path, one_device)):
+    setup = Setup(
+        model=SIZES, optimizer=OptimizerConfig(peak_lr=1.0), steps=1, batch_size=1, seed=0, folder=tmp_path,
+        mesh=one_device, stage_folder=Path,
+    )  # fmt: skip
+    tx = optax.sgd(1.0)
+    begun = started(MODEL, tx, setup, str(tmp_path))(initial_state(filled(0.0)[0], tx, jax.random.key(0)))
+    for leaf in jax.tree.leaves((load_policy(MODEL, tmp_path, one_device), begun.params)):
         np.testing.assert_array_equal(leaf, wanted)
 
 

@@ -248,10 +248,11 @@ def test_control_characters_reach_a_pipe_but_not_a_terminal(tuned, talk, said, m
     assert talk("hello").out == "a\ufffd[2J\tb\n"
 
 
-def test_chat_needs_a_stage_that_was_taught(run):
+def test_chat_needs_a_stage_that_was_taught(run, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["chat", str(run), "--stage", "base"])
     assert stop.value.code == 2
+    assert "one of sft, ppo, dpo, grpo, rejection" in capsys.readouterr().err
 
 
 def test_characters_are_written_whole(tuned):

@@ -1,6 +1,5 @@
 """Compile an experiment for devices that are not there, and say what it would take: memory, FLOPs, bytes, time."""
 
-import dataclasses
 import math
 import os
 import time
@@ -13,12 +12,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gptjax import dims
 from gptjax.run.chips import Chip, chip
 from gptjax.run.experiment import Experiment, check_layout, outline_task, setup_of
-from gptjax.run.mesh import make_mesh
+from gptjax.run.mesh import make_mesh, with_specs
 from gptjax.run.plan import hlo
 from gptjax.run.plan.memory_traffic import memory_traffic
+from gptjax.run.record import first_line
 from gptjax.run.task import Outline
 
 
@@ -131,8 +130,9 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices)
     except Exception as error:
-        line = str(error).strip().splitlines()[0]
-        raise ValueError(f"--topology {topology} is not one that libtpu knows (such as v5e:16x16): {line}") from error
+        raise ValueError(
+            f"--topology {topology} is not one that libtpu knows (such as v5e:16x16): {first_line(error)}"
+        ) from error
 
 
 def plan_experiment(experiment: Experiment, devices: list[Any]) -> list[ProgramPlan]:
@@ -162,7 +162,7 @@ def _programs(experiment: Experiment, mesh: Mesh) -> Iterator[tuple[str, _Progra
         made: Outline = outline_task(experiment, setup)
         key = jax.eval_shape(lambda: jax.random.key(0))
         state = _outcome(made.init, key, mesh=mesh)
-        batch = _placed_batch(made.batch, mesh)
+        batch = with_specs(lambda spec, x: x.update(sharding=NamedSharding(mesh, spec)), made.batch)
         if made.collect is not None:
             frozen = _outcome(made.frozen_models, key, mesh=mesh)
             key = _placed(key, mesh)
@@ -284,17 +284,3 @@ def _placed(tree: Any, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, tree)
-
-
-def _placed_batch(batch: Any, mesh: Mesh) -> Any:
-    """Shapes of host arrays as `gptjax.run.mesh.put` would lay them out."""
-    if batch is None:
-        return None
-
-    def place(name: str, value: Any) -> Any:
-        if dataclasses.is_dataclass(value) or value is None:
-            return _placed_batch(value, mesh)
-        sharding = NamedSharding(mesh, dims.act_spec(name.rpartition("_")[2] if value.ndim else ""))
-        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
-
-    return type(batch)(**{name: place(name, value) for name, value in vars(batch).items()})

@@ -87,11 +87,9 @@ def read_corpus(config: CorpusConfig, setup: Setup, start_from: str | None) -> C
         start_from: stage or folder whose model and tokenizer this stage goes on with (None: from scratch).
 
     Raises:
-        ValueError: rows are longer than the model's context, the text is too little or damaged, or the tokenizer or
-            the model that `start_from` trained does not fit.
+        ValueError: the text is too little or damaged, or the tokenizer or the model that `start_from` trained does not
+            fit.
     """
-    if config.row_tokens > setup.model.max_length:
-        raise ValueError(f"task.row_tokens {config.row_tokens} is above model.max_length {setup.model.max_length}")
     if start_from is not None:
         check_model(setup.stage_folder(start_from), setup.model)  # before minutes of reading
     if config.source_only and config.byte_tokens and start_from is None:

@@ -27,7 +27,7 @@ from gptjax.run.tasks.asked import Asked, asked_prompts
 from gptjax.run.tasks.comparisons import own_comparisons
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.outlines import trained_model, untrained
-from gptjax.run.tasks.upstream import inherited, load_params, reward_model, started_at
+from gptjax.run.tasks.upstream import inherited, load_policy, reward_model, started_at
 from gptjax.train.dpo import DpoConfig, dpo_step, dpo_sums, pair_means, response_logps
 from gptjax.types import PreferenceBatch, TrainState
 
@@ -70,7 +70,7 @@ def build(config: DpoTask, setup: Setup) -> Task:
     upstream, tokenizer = inherited(config.policy_from, setup)
     train, heldout = _comparisons(config, setup)
     made, (model, tx) = outline(config, setup), trained_model(setup)
-    reference, _ = load_params(model, upstream, setup.mesh)
+    reference = load_policy(model, upstream, setup.mesh)
     logps = jax.jit(partial(response_logps, model=model, loss_chunks=config.dpo.loss_chunks))
     place = partial(put, mesh=setup.mesh)
     row_tokens = config.prompt_tokens + config.answer_tokens

@@ -13,7 +13,7 @@ from gptjax.run.tasks.asked import PolicyTask, prompted
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.outlines import abstract_prompts, check_rollout_sizes, fresh_reward, trained_model, untrained
 from gptjax.run.tasks.program import answering
-from gptjax.run.tasks.upstream import inherited, load_params, reward_model, started_at
+from gptjax.run.tasks.upstream import inherited, load_policy, reward_model, started_at
 from gptjax.train.group_rollout import collect_groups
 from gptjax.train.grpo import GrpoConfig, grpo_step
 
@@ -35,7 +35,7 @@ def build(config: GrpoTask, setup: Setup) -> Task:
     policy_folder, tokenizer = inherited(config.policy_from, setup)
     made = outline(config, setup, end_id=tokenizer.end_id)
     (policy, tx), scalar = trained_model(setup), scalar_model(setup.model)
-    reference, _ = load_params(policy, policy_folder, setup.mesh)
+    reference = load_policy(policy, policy_folder, setup.mesh)
     frozen_models = {"reference": reference} | reward_model(config.reward_from, setup)
     prompts, records, heldout, fingerprint = prompted(config, tokenizer)
     sampling = SamplingConfig(max_new_tokens=settings.response_tokens, temperature=settings.temperature)

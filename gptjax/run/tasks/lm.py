@@ -8,13 +8,11 @@ import jax
 import numpy as np
 
 from gptjax.data.tokenizer import Tokenizer
-from gptjax.eval.perplexity import heldout_loss
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model_types import Model
-from gptjax.run.mesh import put
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.outlines import rows_outline, trained_model
-from gptjax.run.tasks.rows import Rows, RowsConfig, corpus_rows, shard_rows
+from gptjax.run.tasks.rows import Rows, RowsConfig, corpus_rows, heldout_figures, shard_rows
 from gptjax.run.tasks.sampler import sampler
 from gptjax.run.tasks.upstream import started
 from gptjax.train.lm import lm_step, lm_sums
@@ -47,19 +45,14 @@ def build(config: LmTask, setup: Setup) -> Task:
     """The task, with its rows at hand."""
     text = lm_rows(config, setup, config.start_from)
     made, (model, tx) = outline(config, setup), trained_model(setup)
-    place = partial(put, mesh=setup.mesh)
-    sums = jax.jit(partial(lm_sums, model=model, loss_chunks=config.loss_chunks))
+    sums = partial(lm_sums, model=model, loss_chunks=config.loss_chunks)
+    figures = heldout_figures(sums, text.heldout, setup, text.tokenizer.token_bytes_V)
 
     def evaluate(state):
-        token_bytes_V = text.tokenizer.token_bytes_V
-        figures = heldout_loss(
-            partial(sums, state), text.heldout, setup.batch_size, place, token_bytes_V, share=setup.share
-        )
-        return {f"eval/{name}": value for name, value in figures.items()}
+        return {f"eval/{name}": value for name, value in figures(state).items()}
 
     def finish(state):
-        report: dict[str, Any] = {name.removeprefix("eval/"): value for name, value in evaluate(state).items()}
-        report |= text.figures()
+        report: dict[str, Any] = figures(state) | text.figures()
         if config.samples:
             report["samples"] = samples(model, state.params, text.tokenizer, setup, config.samples)
         return state, report

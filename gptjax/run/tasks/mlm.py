@@ -13,12 +13,12 @@ from gptjax import dims
 from gptjax.data.loader import batch_at, evaluation_batches, own_rows
 from gptjax.data.masking import masked
 from gptjax.data.tokenizer import Tokenizer
-from gptjax.eval.perplexity import heldout_loss
 from gptjax.model_types import Model
 from gptjax.run.mesh import fetch, put
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.corpus import CorpusConfig, read_corpus
 from gptjax.run.tasks.outlines import rows_outline, trained_model
+from gptjax.run.tasks.rows import heldout_figures
 from gptjax.run.tasks.upstream import started
 from gptjax.train.mlm import mlm_step, mlm_sums
 from gptjax.types import LmBatch, TrainState
@@ -53,22 +53,20 @@ def build(config: MlmTask, setup: Setup) -> Task:
         fraction=config.mask_fraction,
     )
     made, (model, tx) = outline(config, setup), trained_model(setup)
-    place = partial(put, mesh=setup.mesh)
-    sums = jax.jit(partial(mlm_sums, model=model, loss_chunks=config.loss_chunks))
     heldout = hide(text.heldout_rows, 0, 0)  # masks that no setting changes: figures of different runs compare
+    figures = heldout_figures(partial(mlm_sums, model=model, loss_chunks=config.loss_chunks), heldout, setup)
 
     def data(position):
         batch = batch_at(text.rows, position, setup.batch_size, setup.seed)
         return own_rows(hide(batch, position * setup.batch_size, setup.seed), setup.share)
 
     def evaluate(state):
-        figures = heldout_loss(partial(sums, state), heldout, setup.batch_size, place, share=setup.share)
-        return {f"eval/{name}": value for name, value in figures.items()}
+        return {f"eval/{name}": value for name, value in figures(state).items()}
 
     def finish(state):
-        report: dict[str, Any] = {name.removeprefix("eval/"): value for name, value in evaluate(state).items()}
+        report: dict[str, Any] = figures(state)
         batch = next(iter(evaluation_batches(heldout, setup.batch_size)))
-        guessed_BT = fetch(jax.jit(partial(guesses, model=model))(state, place(own_rows(batch, setup.share))))
+        guessed_BT = fetch(jax.jit(partial(guesses, model=model))(state, put(own_rows(batch, setup.share), setup.mesh)))
         return state, report | text.figures | {"samples": filled_in(batch, guessed_BT, text.tokenizer)}
 
     return Task(
@@ -102,10 +100,8 @@ def guesses(state: TrainState, batch: LmBatch, *, model: Model) -> jax.Array:
     return jnp.argmax(whole_BTV, axis=-1).astype(jnp.int32)
 
 
-def filled_in(
-    batch: LmBatch, guessed_BT: np.ndarray, tokenizer: Tokenizer, count: int = 4, tokens: int = 96
-) -> list[str]:
-    """The beginnings of a few rows: a selected token stands as [guess], or as [guess, not token] if that is wrong."""
+def filled_in(batch: LmBatch, guessed_BT: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """The beginnings of four rows: a selected token stands as [guess], or as [guess, not token] if that is wrong."""
 
     def spell(token: int) -> bytes:
         return tokenizer.decode_bytes([int(token)])
@@ -116,8 +112,8 @@ def filled_in(
         return b"[" + spell(guess) + (b"]" if guess == token else b", not " + spell(token) + b"]")
 
     texts = []
-    for row in range(min(count, len(batch.tokens_BT))):
-        inside_T = np.flatnonzero(batch.segments_BT[row] == 1)[:tokens]
+    for row in range(min(4, len(batch.tokens_BT))):
+        inside_T = np.flatnonzero(batch.segments_BT[row] == 1)[:96]
         columns = (batch.targets_BT[row], guessed_BT[row], batch.weights_BT[row] > 0)
         parts = [piece(*column) for column in zip(*(values_T[inside_T] for values_T in columns), strict=True)]
         texts.append(b"".join(parts).decode(errors="replace"))

@@ -21,7 +21,7 @@ from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks import sft
 from gptjax.run.tasks.asked import asked_prompts
 from gptjax.run.tasks.judge import Judge
-from gptjax.run.tasks.upstream import inherited, load_params, reward_model
+from gptjax.run.tasks.upstream import inherited, load_policy, reward_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def draw_winners(config: RejectionTask, setup: Setup, path: Path) -> dict[str, A
     """Write the winners as conversations to `path`; returns what was drawn and what the choice gained and cost."""
     upstream, tokenizer = inherited(config.policy_from, setup)
     model, scalar = language_model(setup.model), scalar_model(setup.model)
-    params, _ = load_params(model, upstream, setup.mesh)
+    params = load_policy(model, upstream, setup.mesh)
     models = {"reference": params} | reward_model(config.reward_from, setup)
     asked, _ = asked_prompts(config.prompts)
     order = np.sort(np.random.default_rng(setup.seed).permutation(len(asked))[: config.train_prompts])

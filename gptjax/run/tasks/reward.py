@@ -31,7 +31,7 @@ from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.comparisons import MOST, own_comparisons, permuted, simulated_comparisons, write_comparisons
 from gptjax.run.tasks.reward_figures import Judged, Rows, brief, data_figures, demonstrations, full, sampled_rows
 from gptjax.run.tasks.sampler import sampler
-from gptjax.run.tasks.upstream import inherited, load_params
+from gptjax.run.tasks.upstream import inherited, load_policy
 from gptjax.train.normalise import zero_mean, zero_mean_unit_std
 from gptjax.train.reward import RewardConfig, candidate_scores, reward_step
 from gptjax.train.update import initial_state
@@ -88,7 +88,7 @@ class RewardTask:
 def build(config: RewardTask, setup: Setup) -> Task:
     """The task, with its comparisons read or simulated."""
     upstream, tokenizer = inherited(config.start_from, setup)
-    longest = _longest(config, setup)
+    longest = config.prompt_tokens + config.answer_tokens
     train, heldout = comparisons(config, setup, tokenizer, upstream)
     most = max(len(comparison.responses) for comparison in [*train, *heldout])
     rows, train, train_figures = _rendered("training", train, tokenizer, longest, most)
@@ -101,7 +101,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
     scores = _scorer(model, setup, pack)
 
     def start(state):
-        trunk, _ = load_params(language_model(setup.model), upstream, setup.mesh)
+        trunk = load_policy(language_model(setup.model), upstream, setup.mesh)
         fresh = jax.jit(lambda params, key: _state(params, tx, jax.random.wrap_key_data(key)))
         return fresh(state.params | {"trunk": trunk}, state.key)
 
@@ -184,21 +184,6 @@ def comparisons(
     return list[Judged](permuted(train, setup.seed) if config.permute_labels else train), list[Judged](heldout)
 
 
-def _longest(config: RewardTask, setup: Setup) -> int:
-    """P + R, the most tokens of a candidate.
-
-    Raises:
-        ValueError: the model cannot read that many.
-    """
-    longest = config.prompt_tokens + config.answer_tokens
-    if longest > setup.model.max_length:
-        raise ValueError(
-            f"task.prompt_tokens {config.prompt_tokens} + task.answer_tokens {config.answer_tokens} are above "
-            f"model.max_length {setup.model.max_length}"
-        )
-    return longest
-
-
 def _scorer(
     model: ScalarModel, setup: Setup, pack: "partial[PackedCandidates]"
 ) -> Callable[[Params, Rows], np.ndarray]:
@@ -239,7 +224,7 @@ def _reference_samples(
     asked = [judged.messages for judged in train][: config.normalisation_prompts]
     prompts, _ = prompt_batch(asked, tokenizer, config.prompt_tokens)
     policy = language_model(setup.model)
-    params, _ = load_params(policy, upstream, setup.mesh)
+    params = load_policy(policy, upstream, setup.mesh)
     draw = sampler(policy, setup, tokenizer, SamplingConfig(max_new_tokens=config.answer_tokens))
     answers = draw(params, prompts, jax.random.key(setup.seed), setup.batch_size)
     return sampled_rows(prompts, answers)
@@ -247,7 +232,7 @@ def _reference_samples(
 
 def _simulate(config: RewardTask, setup: Setup, tokenizer: Tokenizer, upstream: Path, paths: dict[str, Path]) -> None:
     model = language_model(setup.model)
-    params, _ = load_params(model, upstream, setup.mesh)
+    params = load_policy(model, upstream, setup.mesh)
     draw = sampler(model, setup, tokenizer, SamplingConfig(max_new_tokens=config.answer_tokens))
     for number, (split, path) in enumerate(paths.items()):
         asked = questions("heldout") if split == "heldout" else [*questions("train"), *unanswered_questions()]

@@ -2,19 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.loader import Share, batch_at
 from gptjax.data.remote import open_shards, tokenizer_path
 from gptjax.data.tokenizer import Tokenizer
+from gptjax.eval.perplexity import heldout_loss
 from gptjax.run.hosts import on_first
+from gptjax.run.mesh import put
 from gptjax.run.task import Setup
 from gptjax.run.tasks.corpus import CorpusConfig, read_corpus, xz_bits_per_byte
 from gptjax.run.tasks.upstream import inherited
-from gptjax.types import LmBatch
+from gptjax.types import LmBatch, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,16 @@ class RowsConfig(CorpusConfig):
             raise ValueError(
                 f"task.shards {self.shards!r} brings text and tokenizer: leave task.corpus and task.tokenizer out"
             )
+
+
+def heldout_figures(
+    sums: Callable[..., Any], rows: LmBatch, setup: Setup, token_bytes_V: np.ndarray | None = None
+) -> Callable[[TrainState], dict[str, float]]:
+    """What gives the figures of `heldout_loss` for a state; sums(state, batch) is compiled once."""
+    compiled, place = jax.jit(sums), partial(put, mesh=setup.mesh)
+    return lambda state: heldout_loss(
+        partial(compiled, state), rows, setup.batch_size, place, token_bytes_V, share=setup.share
+    )
 
 
 class Rows(NamedTuple):
@@ -73,8 +87,6 @@ def shard_rows(folder: str, row_tokens: int, setup: Setup, start_from: str | Non
         ValueError: a file is missing or damaged, or the rows do not fit the model, the stage's settings or the stage
             that it starts from.
     """
-    if row_tokens > setup.model.max_length:
-        raise ValueError(f"task.row_tokens {row_tokens} is above model.max_length {setup.model.max_length}")
     train, heldout = (open_shards(folder, split) for split in ("train", "heldout"))
     for name, theirs, own in (
         ("task.row_tokens", train.row_tokens, row_tokens),

@@ -17,13 +17,12 @@ from gptjax.data.prompts import prompt_batch
 from gptjax.data.python_docs import HELDOUT_FRACTION
 from gptjax.data.python_questions import questions
 from gptjax.data.tokenizer import Tokenizer
-from gptjax.eval.perplexity import heldout_loss
 from gptjax.generate.engine import SamplingConfig
-from gptjax.run.mesh import put
 from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.corpus import check_library_split
 from gptjax.run.tasks.outlines import rows_outline, trained_model
+from gptjax.run.tasks.rows import heldout_figures
 from gptjax.run.tasks.sampler import sampler
 from gptjax.run.tasks.upstream import inherited, started
 from gptjax.train.lm import lm_sums
@@ -67,13 +66,12 @@ def build(config: SftTask, setup: Setup) -> Task:
     if config.reduction == "example":
         rows = weighted_by_segment(rows)
     made, (model, tx) = outline(config, setup), trained_model(setup)
-    sums = jax.jit(partial(lm_sums, model=model, loss_chunks=config.loss_chunks))
-    place = partial(put, mesh=setup.mesh)
+    heldout_of = heldout_figures(partial(lm_sums, model=model, loss_chunks=config.loss_chunks), heldout_rows, setup)
     answer = sampler(model, setup, tokenizer, SamplingConfig(max_new_tokens=config.answer_tokens))
     prompts, shown, references = _examined(config, heldout, tokenizer)
 
     def evaluate(state):
-        figures = heldout_loss(partial(sums, state), heldout_rows, setup.batch_size, place, share=setup.share)
+        figures = heldout_of(state)
         return {f"eval/{name}": figures[name] for name in ("nats_per_token", "accuracy")}
 
     def finish(state):

@@ -3,20 +3,17 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from gptjax.data.loader import Share, batch_at, fingerprint
 from gptjax.data.remote import open_shards
 from gptjax.data.tokenizer import Tokenizer
-from gptjax.eval.perplexity import heldout_loss
 from gptjax.model_types import Model
-from gptjax.run.mesh import put
 from gptjax.run.task import Setup
 from gptjax.run.tasks.corpus import corpus, packed_rows
-from gptjax.run.tasks.rows import RowsConfig
+from gptjax.run.tasks.rows import RowsConfig, heldout_figures
 from gptjax.train.lm import lm_sums
 from gptjax.types import LmBatch, Params, TrainState
 
@@ -47,14 +44,10 @@ def pretraining(config: RowsConfig, tokenizer: Tokenizer, policy: Model, setup: 
         ValueError: shards were made with another tokenizer, or for rows of another length.
     """
     draw, heldout_rows, found_in = _rows(config, tokenizer)
-    sums = jax.jit(partial(lm_sums, model=policy))
+    figures = heldout_figures(partial(lm_sums, model=policy), heldout_rows, setup, tokenizer.token_bytes_V)
 
     def bits_per_byte(state: TrainState, params: Params) -> float:
-        of_params: Callable[[Any], Any] = partial(sums, replace(state, params=params, opt_state=()))
-        place = partial(put, mesh=setup.mesh)
-        token_bytes_V = tokenizer.token_bytes_V
-        found = heldout_loss(of_params, heldout_rows, setup.batch_size, place, token_bytes_V, share=setup.share)
-        return found["bits_per_byte"]
+        return figures(replace(state, params=params, opt_state=()))["bits_per_byte"]
 
     return Pretraining(draw, bits_per_byte, found_in)
 

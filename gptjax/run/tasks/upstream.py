@@ -68,24 +68,16 @@ def check_model(folder: Path, config: ModelConfig) -> None:
         raise ValueError(f"the model in {folder} differs from this experiment's: {listed}")
 
 
-def load_params(
-    model: Model | ScalarModel, folder: Path, mesh: Mesh, scalars: tuple[str, ...] = ()
-) -> tuple[Params, dict[str, jax.Array]]:
-    """(params, extra) of a finished stage on this mesh; `scalars` names what is wanted of its `extra`."""
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
-    extra = {"extra": dict.fromkeys(scalars, scalar)} if scalars else {}
-    loaded = load_model(folder, {"params": _abstract(model, mesh)} | extra)
-    return loaded["params"], loaded.get("extra", {})
-
-
 def reward_model(reward_from: str | None, setup: Setup) -> dict[str, Any]:
     """reward (parameters), reward_gain and reward_bias of a trained stage, by these names; {} for None."""
     if reward_from is None:
         return {}
     folder = setup.stage_folder(reward_from)
     check_model(folder, setup.model)
-    reward, norm = load_params(scalar_model(setup.model), folder, setup.mesh, ("reward_gain", "reward_bias"))
-    return {"reward": reward} | norm
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(setup.mesh, PartitionSpec()))
+    extra = {"reward_gain": scalar, "reward_bias": scalar}
+    loaded = load_model(folder, {"params": _abstract(scalar_model(setup.model), setup.mesh), "extra": extra})
+    return {"reward": loaded["params"]} | loaded["extra"]
 
 
 def load_policy(model: Model, folder: Path, mesh: Mesh) -> Params:
@@ -132,7 +124,7 @@ def started(
         return lambda state: state
 
     def start(state: TrainState) -> TrainState:
-        params, _ = load_params(model, setup.stage_folder(start_from), setup.mesh)
+        params = load_policy(model, setup.stage_folder(start_from), setup.mesh)
         return jax.jit(lambda params, key: initial_state(params, tx, jax.random.wrap_key_data(key)))(params, state.key)
 
     return start
