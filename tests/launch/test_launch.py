@@ -119,7 +119,7 @@ def test_sigterm_reaches_the_command_and_its_code_is_passed_on(tmp_path):
 def test_ctrl_c_ends_the_command_and_the_loop(tmp_path):
     program = (
         "import os, signal, sys, time\n"
-        "signal.signal(signal.SIGINT, lambda *_: sys.exit(75))\n"
+        "signal.signal(signal.SIGINT, lambda *_: (time.sleep(1), sys.exit(75)))\n"  # a run saves first
         "with open(os.environ['HERE'] + '/running', 'a') as file: file.write('x')\n"
         "time.sleep(60)\n"
     )

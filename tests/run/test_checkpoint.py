@@ -94,7 +94,7 @@ def damage_everything(folder, state, flips, capsys) -> dict[str, int]:
             assert ("the checkpoint of step 8 is damaged (" in said and "step 4" in said) == (step == 4), where
             counts["seen" if step == 4 else "harmless"] += 1
             shutil.rmtree(trial)
-            gc.collect()  # what Orbax left unfinished would warn when it is collected, and pytest counts that
+    gc.collect()  # what Orbax left unfinished would warn when it is collected, and pytest counts that
     return counts
 
 

@@ -209,6 +209,7 @@ def test_padding_on_the_left_or_on_the_right_gives_the_same_score(transformer, o
     assert np.ptp(found) > 0.1
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class RolloutRows:
     tokens_BT: np.ndarray
