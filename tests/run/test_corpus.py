@@ -5,7 +5,7 @@ import lzma
 import pytest
 
 from gptjax.run.tasks.corpus import CorpusConfig, corpus, pieces, xz_bits_per_byte
-from gptjax.run.tasks.sft import SftTask, conversations
+from gptjax.run.tasks.sft import SftTask
 
 
 def test_pieces_end_at_line_ends_and_lose_nothing():
@@ -34,9 +34,9 @@ def test_a_corpus_without_anything_to_hold_out_is_refused(tmp_path):
 def test_no_stage_splits_the_librarys_texts_in_its_own_way():
     # fine-tuning on what PPO is examined on
     with pytest.raises(ValueError, match=r"task\.heldout_fraction 0\.05: .* one split for all stages"):
-        conversations(SftTask(heldout_fraction=0.05))
+        SftTask(heldout_fraction=0.05)
     with pytest.raises(ValueError, match=r"task\.heldout_fraction 0\.2"):
-        corpus(CorpusConfig(heldout_fraction=0.2))
+        CorpusConfig(heldout_fraction=0.2)
 
 
 def test_xz_is_measured_on_the_compressed_file():

@@ -86,5 +86,5 @@ def test_an_altered_tokenizer_is_an_error(made, one_device, tmp_path):
 
 @pytest.mark.parametrize("other", [{"corpus": Path("texts")}, {"tokenizer": Path("tokenizer.model")}])
 def test_shards_bring_text_and_tokenizer(other):
-    with pytest.raises(ValueError, match=r"task\.shards 'rows' brings text and tokenizer"):
+    with pytest.raises(ValueError, match=r"task\.shards 'rows' brings text, tokenizer and held-out rows"):
         LmTask(shards="rows", **other)

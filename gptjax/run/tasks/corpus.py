@@ -55,6 +55,8 @@ class CorpusConfig:
             raise ValueError(f"task.source_only is about the default corpus, but task.corpus is {self.corpus}")
         if self.byte_tokens and self.tokenizer is not None:
             raise ValueError(f"task.byte_tokens clashes with task.tokenizer {self.tokenizer}: give one")
+        if self.corpus is None and not self.source_only:
+            check_library_split(self.heldout_fraction)
 
 
 class Corpus(NamedTuple):
@@ -127,7 +129,6 @@ def corpus(config: CorpusConfig) -> tuple[list[Document], list[Document]]:
         fraction = config.heldout_fraction
         return source_documents("train", fraction), source_documents("heldout", fraction)
     if config.corpus is None:
-        check_library_split(config.heldout_fraction)
         train = python_docs.documents("train", include_source=config.include_source)
         return train, python_docs.documents("heldout")
     documents = [

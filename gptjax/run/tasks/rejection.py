@@ -77,10 +77,10 @@ def build(config: RejectionTask, setup: Setup) -> Task:
 
 def outline(config: RejectionTask, setup: Setup) -> Outline:
     """The fine-tuning without its winners; drawing them is sampling, which happens once, before it."""
-    return sft.outline(_tuning(config, None), setup)
+    return sft.outline(_tuning(config, Path("winners.jsonl")), setup)
 
 
-def _tuning(config: RejectionTask, winners: Path | None) -> sft.SftTask:
+def _tuning(config: RejectionTask, winners: Path) -> sft.SftTask:
     return sft.SftTask(
         start_from=config.policy_from,
         conversations=winners,

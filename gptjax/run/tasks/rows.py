@@ -10,6 +10,7 @@ import numpy as np
 
 from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.loader import Share, batch_at
+from gptjax.data.python_docs import HELDOUT_FRACTION
 from gptjax.data.remote import open_shards, tokenizer_path
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.perplexity import heldout_loss
@@ -32,11 +33,13 @@ class RowsConfig(CorpusConfig):
     shards: str | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.shards is not None and (self.corpus is not None or self.tokenizer is not None):
+        own = {"corpus": None, "tokenizer": None, "heldout_fraction": HELDOUT_FRACTION}
+        if self.shards is not None and any(getattr(self, name) != default for name, default in own.items()):
             raise ValueError(
-                f"task.shards {self.shards!r} brings text and tokenizer: leave task.corpus and task.tokenizer out"
+                f"task.shards {self.shards!r} brings text, tokenizer and held-out rows: leave "
+                f"{', '.join(f'task.{name}' for name in own)} out"
             )
+        super().__post_init__()
 
 
 def heldout_figures(

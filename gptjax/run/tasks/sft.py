@@ -54,6 +54,10 @@ class SftTask:
     answer_tokens: int = 48
     heldout_prompts: int = 256
 
+    def __post_init__(self) -> None:
+        if self.conversations is None:
+            check_library_split(self.heldout_fraction)
+
 
 def build(config: SftTask, setup: Setup) -> Task:
     """The task, with its conversations rendered and packed."""
@@ -114,7 +118,6 @@ def outline(config: SftTask, setup: Setup) -> Outline:
 def conversations(config: SftTask) -> tuple[list[list[Message]], list[list[Message]]]:
     """(training conversations, held-out conversations)."""
     if config.conversations is None:
-        check_library_split(config.heldout_fraction)
         train, heldout = ([question.conversation for question in questions(split)] for split in ("train", "heldout"))
         return train, heldout
     everything = list(read_conversations(config.conversations))
