@@ -29,7 +29,7 @@ def generate(args: argparse.Namespace) -> None:
     sampling = _sampling(args)
     loaded = load(args.run, args.stage)
     tokenizer = loaded.tokenizer
-    if loaded.task == "lm":
+    if loaded.task not in ANSWERING:
         ids = [tokenizer.bos_id, *tokenizer.encode(args.prompt)]
     else:
         ids = render_prompt([{"role": "user", "content": args.prompt}], tokenizer)
@@ -45,7 +45,7 @@ def chat(args: argparse.Namespace) -> None:
     """Read messages from stdin and answer each, until /quit or the end of the input."""
     sampling = _sampling(args)
     loaded = load(args.run, args.stage)
-    if loaded.task == "lm":
+    if loaded.task not in ANSWERING:
         raise ValueError(
             f"stage {loaded.stage!r} was not taught to answer: continue a text with `gptjax generate`, "
             f"or choose a stage that was with --stage, one of {', '.join(ANSWERING)}"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gptjax import dims
+from gptjax.choices import check_numbers
 from gptjax.losses.cross_entropy import row_logp
 from gptjax.losses.dpo import DpoKind, check_dpo, dpo_loss
 from gptjax.model_types import Model, RouterSums
@@ -35,8 +36,7 @@ class DpoConfig:
 
     def __post_init__(self) -> None:
         check_dpo(self.beta, self.kind, self.label_smoothing)
-        if self.loss_chunks < 1:
-            raise ValueError(f"dpo.loss_chunks must be at least 1, got {self.loss_chunks}")
+        check_numbers(self, "dpo", at_least_1=("loss_chunks",))
 
 
 def response_logps(

@@ -42,7 +42,7 @@ class GrpoLoss:
 
     def __post_init__(self) -> None:
         check_choices(self, "grpo.loss")
-        check_numbers(self, "grpo.loss", positive=("clip_low", "clip_high", "eps"), from_0_to_1=("clip_low",))
+        check_numbers(self, "grpo.loss", positive=("clip_high", "eps"), between_0_and_1=("clip_low",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class RlooLoss:
 
     def __post_init__(self) -> None:
         check_choices(self, "grpo.loss")
-        check_numbers(self, "grpo.loss", positive=("clip_low", "clip_high"), from_0_to_1=("clip_low",))
+        check_numbers(self, "grpo.loss", positive=("clip_high",), between_0_and_1=("clip_low",))
 
 
 @dataclass(frozen=True, kw_only=True)

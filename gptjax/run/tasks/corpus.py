@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptjax.choices import check_numbers
 from gptjax.data import python_docs
 from gptjax.data.byte_tokenizer import ByteTokenizer
 from gptjax.data.heldout import hash_fraction
@@ -47,8 +48,7 @@ class CorpusConfig:
     long: Long = "split"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.heldout_fraction < 1.0:
-            raise ValueError(f"task.heldout_fraction must lie between 0 and 1, got {self.heldout_fraction}")
+        check_numbers(self, "task", between_0_and_1=("heldout_fraction",))
         if self.row_tokens < 2:
             raise ValueError(f"task.row_tokens must be at least 2, got {self.row_tokens}")
         if self.source_only and self.corpus is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gptjax.choices import check_numbers
 from gptjax.data.prompts import prompt_batch
 from gptjax.eval.answers import Answer
 from gptjax.eval.best_of_n import best_of_n_kl
@@ -55,8 +56,7 @@ class RejectionTask:
             )
         if self.train_prompts < 2:
             raise ValueError(f"task.train_prompts must be at least 2, got {self.train_prompts}")
-        if self.temperature <= 0:
-            raise ValueError(f"task.temperature must be positive, got {self.temperature}")
+        check_numbers(self, "task", positive=("temperature",))
 
 
 def build(config: RejectionTask, setup: Setup) -> Task:
