@@ -6,8 +6,9 @@
 
 `experiments/isoflop_mini.py:full` has four budgets and takes up to two hours, `:ci` shows in about a minute that the
 machinery works, and `:large_batch` is a lesson: with too large a batch the best size leaves the grid, and the fit says
-so. Every size is one trunk of constant learning rate with a decay branch for each budget; the batch follows the size's
-middle horizon, the learning rate batch and size. Expected figures: docs/scaling.md.
+so. Every size is one trunk of constant learning rate with a decay branch for each budget. Only what the law knows
+changes within a sweep: one batch for all runs, the held-out one included, and two layers for all sizes from 33k on.
+Expected figures: docs/scaling.md.
 """
 
 import math
@@ -27,13 +28,13 @@ SHAPES = {  # name: layers, width; the name is the number of matmul parameters
     "33k": (2, 32),
     "68k": (2, 48),
     "115k": (2, 64),
-    "164k": (3, 64),
-    "251k": (3, 80),
-    "356k": (3, 96),
-    "631k": (4, 112),
-    "819k": (4, 128),
+    "174k": (2, 80),
+    "246k": (2, 96),
+    "426k": (2, 128),
+    "535k": (2, 144),
+    "655k": (2, 160),
 }
-GRID = ("33k", "68k", "115k", "164k", "251k")
+GRID = ("33k", "68k", "115k", "174k", "246k")
 
 
 def model(layers: int, width: int) -> ModelConfig:
@@ -73,24 +74,21 @@ def _task(heldout_fraction: float) -> LmTask:
     )  # fmt: skip
 
 
-def batch_tokens(tokens: float) -> int:
-    """512 at a million tokens, growing with the power .38, as a power of two between 512 and 4,096."""
-    wished = 512 * (tokens / 1e6) ** 0.38
-    return int(min(4096, max(512, 2 ** round(math.log2(wished)))))
-
-
-def grid(budgets: Mapping[float, tuple[str, ...]], **options) -> tuple[Trunk, ...]:
-    """The trunks of a grid of these sizes."""
-    return isoflop(MODELS, budgets, options.pop("template", template), row_tokens=ROW_TOKENS, **options)
+def grid(budgets: Mapping[float, tuple[str, ...]], batch: int, **options) -> tuple[Trunk, ...]:
+    """The trunks of a grid of these sizes, with `batch` tokens for an update."""
+    make = options.pop("template", template)
+    return isoflop(MODELS, budgets, make, row_tokens=ROW_TOKENS, batch_tokens=lambda tokens: batch, **options)
 
 
 def sweep() -> Sweep:
     """Quick: three budgets of four sizes, and twice the largest budget held out."""
     sizes = ("20k", "33k", "68k", "115k")
-    batch = {"batch_tokens": lambda tokens: 512}
-    held_out = grid({2.24e12: ("33k", "68k", "115k", "164k")}, suffix="_held_out", **batch)
-    budgets = dict.fromkeys((2.8e11, 5.6e11, 1.12e12), sizes)
-    return Sweep(name="isoflop_quick", trunks=grid(budgets, **batch), held_out=held_out)
+    held_out = grid({2.24e12: ("33k", "68k", "115k", "174k")}, 512, suffix="_held_out")
+    return Sweep(
+        name="isoflop_quick",
+        trunks=grid(dict.fromkeys((2.8e11, 5.6e11, 1.12e12), sizes), 512),
+        held_out=held_out,
+    )
 
 
 def full() -> Sweep:
@@ -98,22 +96,20 @@ def full() -> Sweep:
     budgets = {
         2e12: GRID,
         4e12: GRID,
-        8e12: ("68k", "115k", "164k", "251k", "356k"),
-        1.6e13: ("115k", "164k", "251k", "356k", "631k"),
+        8e12: ("68k", "115k", "174k", "246k", "426k"),
+        1.6e13: ("115k", "174k", "246k", "426k", "655k"),
     }
-    seeds = grid({2e12: ("68k",)}, batch_tokens=batch_tokens, seeds=(0, 1, 2), suffix="_alone")
-    held_out = grid({6.4e13: ("356k", "631k", "819k")}, batch_tokens=batch_tokens, suffix="_held_out")
-    return Sweep(name="isoflop_full", trunks=(*grid(budgets, batch_tokens=batch_tokens), *seeds), held_out=held_out)
+    seeds = grid({2e12: ("68k",)}, 1024, seeds=(0, 1, 2), suffix="_alone")
+    held_out = grid({6.4e13: ("426k", "535k", "655k")}, 1024, suffix="_held_out")
+    return Sweep(name="isoflop_full", trunks=(*grid(budgets, 1024), *seeds), held_out=held_out)
 
 
 def large_batch() -> Sweep:
     """The lesson: 2,048 tokens a batch at 1e12 FLOPs, where the smallest size wins for want of steps."""
-    return Sweep(name="isoflop_large_batch", trunks=grid({1e12: GRID, 2e12: GRID}, batch_tokens=lambda tokens: 2048))
+    return Sweep(name="isoflop_large_batch", trunks=grid({1e12: GRID, 2e12: GRID}, 2048))
 
 
 def ci() -> Sweep:
     """Two budgets of three sizes in about a minute; it says nothing about exponents."""
     budgets = dict.fromkeys((2e10, 4e10), ("20k", "33k", "68k"))
-    brief = partial(template, heldout_fraction=0.003)
-    trunks = grid(budgets, batch_tokens=lambda tokens: 512, template=brief)
-    return Sweep(name="isoflop_ci", trunks=trunks)
+    return Sweep(name="isoflop_ci", trunks=grid(budgets, 512, template=partial(template, heldout_fraction=0.003)))
