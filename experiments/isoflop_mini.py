@@ -7,7 +7,7 @@
 `experiments/isoflop_mini.py:full` has four budgets and takes up to two hours, `:ci` shows in about a minute that the
 machinery works, and `:large_batch` is a lesson: with too large a batch the best size leaves the grid, and the fit says
 so. Every size is one trunk of constant learning rate with a decay branch for each budget. Only what the law knows
-changes within a sweep: one batch for all runs, the held-out one included, and two layers for all sizes from 33k on.
+changes within a sweep: one batch for all runs, the held-out one included, and two layers for all sizes.
 Expected figures: docs/scaling.md.
 """
 
@@ -24,7 +24,7 @@ from gptjax.scaling.accounting import counts
 
 ROW_TOKENS = 128
 SHAPES = {  # name: layers, width; the name is the number of matmul parameters
-    "20k": (1, 32),
+    "20k": (2, 24),  # one head
     "33k": (2, 32),
     "68k": (2, 48),
     "115k": (2, 64),
@@ -83,10 +83,10 @@ def grid(budgets: Mapping[float, tuple[str, ...]], batch: int, **options) -> tup
 def sweep() -> Sweep:
     """Quick: three budgets of four sizes, and twice the largest budget held out."""
     sizes = ("20k", "33k", "68k", "115k")
-    held_out = grid({2.24e12: ("33k", "68k", "115k", "174k")}, 512, suffix="_held_out")
+    held_out = grid({2e12: ("33k", "68k", "115k", "174k")}, 512, suffix="_held_out")
     return Sweep(
         name="isoflop_quick",
-        trunks=grid(dict.fromkeys((2.8e11, 5.6e11, 1.12e12), sizes), 512),
+        trunks=grid(dict.fromkeys((2.5e11, 5e11, 1e12), sizes), 512),
         held_out=held_out,
     )
 

@@ -1,11 +1,13 @@
 """Trees of arrays: the name of each leaf, and a fingerprint of its bits that no layout changes."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptjax.memory import on_device
 
@@ -82,3 +84,23 @@ def _mixed(word: jax.Array) -> jax.Array:
 def abstract(tree: Any) -> Any:
     """Shapes, dtypes and shardings of a tree of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def outcome(function: Callable[..., Any], *arguments: Any, mesh: Mesh) -> Any:
+    """What a function gives, as shapes on this mesh, in the layouts and memories that tracing it found."""
+    traced = jax.jit(function).trace(*arguments)
+    # jax.eval_shape would lose the memory
+    structure = jax.tree.structure(traced.out_info)
+    return placed(jax.tree.unflatten(structure, traced.jaxpr.out_avals), mesh)
+
+
+def placed(tree: Any, mesh: Mesh) -> Any:
+    """Shapes with their layouts and memories, on this mesh; what has no layout is on every device."""
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec() if leaf.sharding is None else leaf.sharding.spec
+        on_host = getattr(leaf, "memory_space", None) == jax.memory.Space.Host
+        sharding = NamedSharding(mesh, spec, memory_kind="pinned_host" if on_host else None)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree)

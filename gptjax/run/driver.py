@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gptjax.run.workdir import claim
 
 
 def run(recipe: Recipe, workdir: Path) -> Path:
-    """Run every stage that is not finished yet, and write the report.
+    """Run every stage that is not finished yet, and write the report after each.
 
     Args:
         recipe: the stages.
@@ -32,6 +33,21 @@ def run(recipe: Recipe, workdir: Path) -> Path:
 
     Returns:
         Path of report.html.
+
+    Raises:
+        ValueError, NumericalFaultError, Preempted: as `train`.
+    """
+    train(recipe, workdir, after_stage=lambda: write_report(workdir))
+    on_first(lambda: write_report(workdir))
+    return workdir / "report.html"
+
+
+def train(recipe: Recipe, workdir: Path, *, after_stage: Callable[[], object] = lambda: None) -> None:
+    """Run every stage that is not finished yet.
+
+    Args:
+        recipe, workdir: as for `run`.
+        after_stage: called by the first process when a stage has finished.
 
     Raises:
         ValueError: something that the user can mend; nothing was overwritten.
@@ -51,9 +67,7 @@ def run(recipe: Recipe, workdir: Path) -> Path:
         for name, experiment in recipe.stages.items():
             if not first_says((workdir / name / "result.json").exists()):
                 _run_stage(recipe, name, experiment, meshes[name], workdir, stop)
-                on_first(lambda: write_report(workdir))
-    on_first(lambda: write_report(workdir))
-    return workdir / "report.html"
+                on_first(after_stage)
 
 
 def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, workdir: Path, stop: Stop) -> None:

@@ -130,7 +130,8 @@ def build_task(experiment: Experiment, setup: Setup) -> Task:
     if not experiment.optimizer.offload:
         return task
     check_pinned_host("optimizer.offload", "leave it out")
-    return replace(task, start=lambda state, start=task.start: parked(start(state)))
+    start = task.start
+    return task if start is None else replace(task, start=lambda key: parked(start(key)))
 
 
 def outline_task(experiment: Experiment, setup: Setup) -> Outline:

@@ -11,24 +11,29 @@ from gptjax.run.experiment import Experiment
 from gptjax.run.hosts import on_first
 from gptjax.run.metrics import MetricsLog, NoLog, read_metrics
 from gptjax.run.task import Task
-from gptjax.tree import abstract
+from gptjax.tree import outcome
 from gptjax.types import TrainState
 
 
 def restored(
     task: Task, experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog | NoLog, trunk: Path | None
 ) -> tuple[TrainState, dict[str, Any]]:
-    """This run's newest good checkpoint, else its trunk's, else another run's weights or fresh ones; and the counts."""
-    state = jax.jit(task.init)(jax.random.key(experiment.seed))
-    found, place, advice = checkpoints.restore(abstract(state)), checkpoints.folder, "choose another --workdir"
+    """This run's newest good checkpoint, else its trunk's, else another run's weights or fresh ones; and the counts.
+
+    No second state is made beside the one that is returned: the devices may have no room for it.
+    """
+    key = jax.random.key(experiment.seed)
+    shapes = outcome(task.init, key, mesh=jax.sharding.get_mesh())
+    found, place, advice = checkpoints.restore(shapes), checkpoints.folder, "choose another --workdir"
     if found is None and trunk is not None:
-        found = load_state(trunk, abstract(state), experiment.steps)
+        found = load_state(trunk, shapes, experiment.steps)
         place, advice = trunk / "checkpoints", "leave out branch_from, which goes on from there with the same data"
     reached = max((row["step"] for row in logged_rows(checkpoints)), default=0)
     if found is None:
         on_first(lambda: log.resume(0))
         about = {"tokens": 0, "rollbacks": 0, "reached": reached, "data_fingerprint": task.data_fingerprint}
-        return task.start(state), about
+        begin = jax.jit(task.init) if task.start is None else task.start
+        return begin(key), about
     state, about = found
     if about["data_fingerprint"] != task.data_fingerprint:
         raise ValueError(

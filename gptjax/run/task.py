@@ -63,7 +63,7 @@ class Task:
     """One objective, ready for the driver.
 
     init(key) -> TrainState; jitted by the driver, so every leaf is created in its layout.
-    start(state) -> state; puts another run's weights in place of random ones (identity: train from scratch).
+    start(key) -> TrainState like that of `init`, with another run's weights; key as for `init` (None: from scratch).
     data(position) -> host batch, of which this process has its rows (`Setup.share`); a pure function of (seed,
     position).
     answered(state, batch, key, position) -> batch with the policy's answers and a program's scores of them, made on the
@@ -80,7 +80,7 @@ class Task:
     """
 
     init: Callable[[jax.Array], TrainState]
-    start: Callable[[TrainState], TrainState] = lambda state: state
+    start: Callable[[jax.Array], TrainState] | None = None
     data: Callable[[int], Any]
     answered: Callable[[TrainState, Any, jax.Array, int], Any] | None = None
     collect: Callable[[TrainState, Any, Any, jax.Array], Any] | None = None

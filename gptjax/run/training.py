@@ -254,8 +254,10 @@ class Training:
                 "optimizer.peak_lr, and start a new run; the checkpoints before them are good"
             )
         self._dog.rest()
+        shapes = abstract(self._state)
+        del self._state  # there may be no room for two
         with self._goodput("restore"):
-            found = self._checkpoints.restore(abstract(self._state), before=first_bad)
+            found = self._checkpoints.restore(shapes, before=first_bad)
         if found is None:
             raise NumericalFaultError(f"{what}, and there is no checkpoint before them to go back to")
         state, about = found

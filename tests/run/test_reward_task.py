@@ -108,7 +108,7 @@ def task(folder, data="ranked.jsonl", prompt_tokens=24, **settings):
 
 def finished(task, mesh, updates=1):
     """(figures, state, metrics) after some updates."""
-    state, metrics = task.start(drawn(task.init)), {}
+    state, metrics = task.start(jax.random.key(0)), {}
     step = jax.jit(task.step)
     for number in range(updates):
         state, metrics = step(state, put(task.data(number), mesh))
@@ -156,7 +156,7 @@ def test_rows_too_short_for_a_candidate_are_refused():
 
 def test_the_demonstrations_have_mean_zero_after_normalisation(folder, one_device):
     ready = task(folder)
-    state = ready.start(drawn(ready.init))
+    state = ready.start(jax.random.key(0))
     after, found = ready.finish(state)
     score = jax.jit(partial(candidate_scores, model=scalar_model(MODEL)))
     raw_BC = jnp.concatenate([score(state.params, {}, put(ready.data(n), one_device)) for n in range(35)])

@@ -13,12 +13,13 @@ import optax
 import pytest
 from log_values import log_values
 from stage import run_stage as run
+from stage import tiny
 
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.exits import NumericalFaultError, Preempted
-from gptjax.run.experiment import Experiment
+from gptjax.run.experiment import Experiment, build_task, setup_of
 from gptjax.run.faults import FaultsConfig, repeated
 from gptjax.run.mesh import MeshConfig, make_mesh
 from gptjax.run.metrics import MetricsLog, read_metrics
@@ -26,6 +27,7 @@ from gptjax.run.stop import Stop
 from gptjax.run.task import Task
 from gptjax.run.tasks.lm import LmTask
 from gptjax.train.update import advance, initial_state
+from gptjax.tree import layout, named_leaves, outcome
 
 ADAM = optax.adam(0.05)
 
@@ -239,6 +241,41 @@ def test_a_spike_of_the_loss_is_passed_over_if_asked_for(tmp_path, one_device, c
     assert about["rollbacks"] == 1
     assert "updates 42 to 44 were not finite, or had spikes for a loss: back to step 40" in capsys.readouterr().err
     assert max(row["toy/loss"] for row in read_metrics(tmp_path / "metrics.jsonl")[35:] if "toy/loss" in row) < 1
+
+
+def test_a_state_is_read_back_with_no_other_beside_it(tmp_path, one_device, monkeypatch):
+    # devices that are just large enough for a run must be so for its restart and for its way back
+    def states():
+        return sum(x.shape == (4,) for x in jax.live_arrays())
+
+    def counting(checkpoints, *arguments, **options):
+        checkpoints.wait()  # a save under way has its own copy
+        alive.append(states())
+        return real(checkpoints, *arguments, **options)
+
+    before, alive, real = states(), [], Checkpoints.restore
+    with pytest.raises(Crash):
+        run(tmp_path, toy(data=crashing(8)), experiment())
+    monkeypatch.setattr(Checkpoints, "restore", counting)
+    _, about = run(tmp_path, toy(data=spoiled(set(range(12, 17)))), experiment())
+    assert about["rollbacks"] == 1
+    assert alive == [before, before]
+
+
+def test_the_shapes_that_are_asked_for_are_those_of_the_state(tmp_path):
+    settings = tiny(tmp_path, optimizer=OptimizerConfig(peak_lr=1e-3, offload=True))
+    mesh, key = make_mesh(settings.mesh, jax.devices()[:2]), jax.random.key(0)
+    with jax.set_mesh(mesh):
+        setup = setup_of(settings, folder=tmp_path, mesh=mesh, stage_folder=lambda name: tmp_path)
+        task = build_task(settings, setup)
+        made, said = named_leaves(jax.jit(task.init)(key)), named_leaves(outcome(task.init, key, mesh=mesh))
+    assert list(made) == list(said)
+    for name, x in made.items():
+        assert layout(x) == layout(said[name]), name
+        assert x.sharding.is_equivalent_to(said[name].sharding, x.ndim), name
+        on_host = x.sharding.memory_kind == "pinned_host"
+        assert on_host == (said[name].sharding.memory_kind == "pinned_host"), name
+        assert on_host == (name.startswith("opt_state") and x.ndim > 0), name
 
 
 def test_a_fault_that_stays_stops_the_run(tmp_path, one_device):

@@ -59,7 +59,7 @@ def test_a_stage_hands_on_the_weights_that_its_result_names(result, wanted, tmp_
         mesh=one_device, stage_folder=Path,
     )  # fmt: skip
     tx = optax.sgd(1.0)
-    begun = started(MODEL, tx, setup, str(tmp_path))(initial_state(filled(0.0)[0], tx, jax.random.key(0)))
+    begun = started(MODEL, tx, setup, str(tmp_path))(jax.random.key(0))
     for leaf in jax.tree.leaves((load_policy(MODEL, tmp_path, one_device), begun.params)):
         np.testing.assert_array_equal(leaf, wanted)
 

@@ -3,14 +3,14 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from gptjax.run.chips import Chip, chip
 from gptjax.run.experiment import Experiment, check_layout, outline_task, setup_of
@@ -19,6 +19,7 @@ from gptjax.run.plan import hlo
 from gptjax.run.plan.memory_traffic import memory_traffic
 from gptjax.run.record import first_line
 from gptjax.run.task import Outline
+from gptjax.tree import outcome, placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,13 +162,13 @@ def _programs(experiment: Experiment, mesh: Mesh) -> Iterator[tuple[str, _Progra
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         made: Outline = outline_task(experiment, setup)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        state = _outcome(made.init, key, mesh=mesh)
+        state = outcome(made.init, key, mesh=mesh)
         batch = with_specs(lambda spec, x: x.update(sharding=NamedSharding(mesh, spec)), made.batch)
         if made.collect is not None:
-            frozen = _outcome(made.frozen_models, key, mesh=mesh)
-            key = _placed(key, mesh)
+            frozen = outcome(made.frozen_models, key, mesh=mesh)
+            key = placed(key, mesh)
             arguments = (state, frozen, batch, key)
-            batch = _outcome(made.collect, *arguments, mesh=mesh)
+            batch = outcome(made.collect, *arguments, mesh=mesh)
             yield "collect", _Program(
                 function=made.collect, arguments=arguments, donate=False, tokens=made.collect_tokens,
                 flops=made.collect_flops, hardware_flops=made.collect_flops,
@@ -264,23 +265,3 @@ def _roofline(program: _Program, found: list[hlo.Collective], moved: int, used: 
         share = min(1.0, max(1, directions) / used.ici_dims)
         seconds[network] += one.traffic / (used.dcn_bandwidth if network == "dcn" else used.ici_bandwidth * share)
     return Roofline(compute=program.hardware_flops / mesh.size / used.flops, hbm=moved / used.hbm_bandwidth, **seconds)
-
-
-def _outcome(function: Callable[..., Any], *arguments: Any, mesh: Mesh) -> Any:
-    """What a function gives, as shapes on this mesh, in the layouts and memories that tracing it found."""
-    traced = jax.jit(function).trace(*arguments)
-    # jax.eval_shape would lose the memory
-    structure = jax.tree.structure(traced.out_info)
-    return _placed(jax.tree.unflatten(structure, traced.jaxpr.out_avals), mesh)
-
-
-def _placed(tree: Any, mesh: Mesh) -> Any:
-    """The shapes with their layouts and memories, on this mesh; what has no layout is on every device."""
-
-    def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        spec = PartitionSpec() if leaf.sharding is None else leaf.sharding.spec
-        on_host = getattr(leaf, "memory_space", None) == jax.memory.Space.Host
-        sharding = NamedSharding(mesh, spec, memory_kind="pinned_host" if on_host else None)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(place, tree)

@@ -75,7 +75,8 @@ class Trunk:
             if steps != self.horizons[-1]:
                 flat = dataclasses.replace(self.experiment.optimizer, schedule="constant")
                 segment, end = f"trunk_{self.branch_point(steps)}", self.branch_point(steps)
-                stages[segment] = self._stage(end, before, optimizer=flat)
+                task = dataclasses.replace(self.experiment.task, examine=False)  # type: ignore[call-arg]
+                stages[segment] = self._stage(end, before, optimizer=flat, task=task)
                 before = segment
             stages[f"at_{steps}"] = self._stage(steps, before)
         return Recipe(name=self.name, stages=stages)

@@ -25,7 +25,8 @@ def main(file: str, workdir: str, slot: str, *names: str) -> None:
 
 
 def _train(file: str, workdir: Path, name: str, *, wait: bool) -> None:
-    from gptjax.run.driver import run
+    from gptjax.run.driver import train
+    from gptjax.run.report.recipe import write_report
     from gptjax.run.scale.sweep import load_sweep, unfinished
 
     trunk = load_sweep(file).trunk(name)
@@ -35,7 +36,8 @@ def _train(file: str, workdir: Path, name: str, *, wait: bool) -> None:
         except BlockingIOError:
             return
         if unfinished(workdir, trunk):
-            run(trunk.recipe(), workdir / name)
+            train(trunk.recipe(), workdir / name)
+            write_report(workdir / name)
 
 
 def _follow(parent: int) -> None:

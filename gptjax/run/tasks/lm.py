@@ -25,11 +25,13 @@ class LmTask(RowsConfig):
 
     start_from: stage of the recipe, or folder of a trained stage, whose weights are taken (None: from scratch).
     samples: texts that the model writes at the end.  z_loss: coefficient.
+    examine: whether held-out rows are scored and samples written at the end; a trunk of branches can do without.
     loss_chunks: pieces in which logits are computed.
     """
 
     start_from: str | None = None
     samples: int = 4
+    examine: bool = True
     z_loss: float = 0.0
     loss_chunks: int = 1
 
@@ -52,6 +54,8 @@ def build(config: LmTask, setup: Setup) -> Task:
         return {f"eval/{name}": value for name, value in figures(state).items()}
 
     def finish(state):
+        if not config.examine:
+            return state, {}
         report: dict[str, Any] = figures(state) | text.figures()
         if config.samples:
             report["samples"] = samples(model, state.params, text.tokenizer, setup, config.samples)

@@ -110,7 +110,7 @@ def build(config: PpoTask, setup: Setup) -> Task:
 
     return Task(
         init=made.init,
-        start=lambda state: begin(first, reward, state.key),
+        start=lambda key: begin(first, reward, key),
         data=data,
         answered=None if answer is None else answered,
         collect=made.collect,
@@ -203,11 +203,11 @@ def _state(config: PpoTask, tx: Any, policy_params: Params, value_params: Params
 
 
 def _begun(config: PpoTask, models: Models, first: Params, reward: dict[str, Any], key: jax.Array) -> TrainState:
-    """The state of a policy that was trained before; key: u32[2], that of a state."""
+    """The state of a policy that was trained before."""
     _, scalar, head, tx = models
     copy = jax.tree.map(jnp.copy, first)  # what gets updated must not be buffers that others hold
     own = _first_values(scalar, first, reward) if head is None else head.init(jax.random.key(0))
-    return _state(config, tx, copy, own, jax.random.wrap_key_data(key))
+    return _state(config, tx, copy, own, jax.random.fold_in(key, 1))
 
 
 def _first_values(scalar: Any, policy_params: Params, reward: dict[str, Any]) -> Params:

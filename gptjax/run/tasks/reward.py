@@ -100,10 +100,12 @@ def build(config: RewardTask, setup: Setup) -> Task:
     made, (model, tx) = outline(config, setup), _model(setup)
     scores = _scorer(model, setup, pack)
 
-    def start(state):
+    def begin(trunk, key):
+        return _state(model.init(key) | {"trunk": trunk}, tx, jax.random.fold_in(key, 1))
+
+    def start(key):
         trunk = load_policy(language_model(setup.model), upstream, setup.mesh)
-        fresh = jax.jit(lambda params, key: _state(params, tx, jax.random.wrap_key_data(key)))
-        return fresh(state.params | {"trunk": trunk}, state.key)
+        return jax.jit(begin, donate_argnums=0)(trunk, key)
 
     def evaluate(state):
         found = brief(scores(state.params, heldout_rows), heldout_rows, heldout)

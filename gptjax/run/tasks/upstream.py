@@ -106,25 +106,28 @@ def _abstract(model: Model | ScalarModel, mesh: Mesh) -> Any:
     return jax.tree.map(struct, jax.eval_shape(model.init, jax.random.key(0)), model.letters)
 
 
-def started_at(params: Params, tx: optax.GradientTransformation) -> Callable[[TrainState], TrainState]:
-    """What puts a copy of weights in place of random ones: the reference must not be the buffers that get updated."""
+def started_at(params: Params, tx: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
+    """`Task.start` with a copy of weights: the reference must not be the buffers that get updated."""
 
     @jax.jit
     def begin(params: Params, key: jax.Array) -> TrainState:
-        return initial_state(jax.tree.map(jnp.copy, params), tx, jax.random.wrap_key_data(key))
+        return initial_state(jax.tree.map(jnp.copy, params), tx, jax.random.fold_in(key, 1))
 
-    return lambda state: begin(params, state.key)
+    return lambda key: begin(params, key)
 
 
 def started(
     model: Model, tx: optax.GradientTransformation, setup: Setup, start_from: str | None
-) -> Callable[[TrainState], TrainState]:
-    """What puts the weights of another stage in place of random ones; the identity when there is none."""
+) -> Callable[[jax.Array], TrainState] | None:
+    """`Task.start` with the weights of another stage; None when there is none."""
     if start_from is None:
-        return lambda state: state
+        return None
 
-    def start(state: TrainState) -> TrainState:
+    def begin(params: Params, key: jax.Array) -> TrainState:
+        return initial_state(params, tx, jax.random.fold_in(key, 1))
+
+    def start(key: jax.Array) -> TrainState:
         params = load_policy(model, setup.stage_folder(start_from), setup.mesh)
-        return jax.jit(lambda params, key: initial_state(params, tx, jax.random.wrap_key_data(key)))(params, state.key)
+        return jax.jit(begin, donate_argnums=0)(params, key)
 
     return start
