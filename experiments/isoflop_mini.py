@@ -83,10 +83,10 @@ def grid(budgets: Mapping[float, tuple[str, ...]], batch: int, **options) -> tup
 def sweep() -> Sweep:
     """Quick: three budgets of four sizes, and twice the largest budget held out."""
     sizes = ("20k", "33k", "68k", "115k")
-    held_out = grid({2e12: ("33k", "68k", "115k", "174k")}, 512, suffix="_held_out")
+    held_out = grid({3.2e12: ("33k", "68k", "115k", "174k")}, 512, suffix="_held_out")
     return Sweep(
         name="isoflop_quick",
-        trunks=grid(dict.fromkeys((2.5e11, 5e11, 1e12), sizes), 512),
+        trunks=grid(dict.fromkeys((4e11, 8e11, 1.6e12), sizes), 512),
         held_out=held_out,
     )
 
