@@ -1,6 +1,6 @@
 """From a fitted law and a budget to a model to train, with what it is worth and what smaller ones would cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,15 @@ class ShapeRule:
     """How a number of parameters becomes a shape, with swiglu and an unembedding of its own.
 
     parameters: which count is matched.  vocab_size: of the model.  head_width: of attention.
-    aspect: width over layers aimed at.
+    aspect: width over layers aimed at.  layers: of the shape, whatever its aspect (None: those of the runs where all
+    have one depth, because their law says nothing of another; else as the aspect has it).
     """
 
     parameters: str = "matmul"
     vocab_size: int = 32_768
     head_width: int = 128
     aspect: float = 100.0
+    layers: int | None = None
 
     def __post_init__(self) -> None:
         if self.parameters not in PARAMETER_CONVENTIONS:
@@ -33,6 +35,8 @@ class ShapeRule:
         for field in ("vocab_size", "head_width", "aspect"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+        if self.layers is not None and self.layers < 1:
+            raise ValueError(f"layers must be at least 1, got {self.layers}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,9 @@ def recommend(fitted: Fit, flops: float, rule: ShapeRule | None = None) -> Recom
     if flops <= 0:
         raise ValueError(f"flops must be positive, got {flops:g}")
     rule = rule or ShapeRule()
+    depths = fitted.runs.values("layers")
+    if rule.layers is None and depths is not None and len(set(depths)) == 1:
+        rule = replace(rule, layers=int(depths[0]))
     k = fitted.runs.flops_per_parameter_token
     n, d = (float(x) for x in fitted.law.optimum(flops, k))
     loss = float(fitted.law.loss(n, d))
@@ -130,21 +137,29 @@ def _alternative(fitted: Fit, n: float, flops: float, loss: float, k: float) -> 
 
 
 def shape_of(n: float, rule: ShapeRule) -> tuple[ModelConfig, int]:
-    """The model whose count is nearest to `n` among those of about the aspect ratio, and that count."""
+    """The model whose count is nearest to `n` among those of the rule's depth or about its aspect, and that count."""
     widths = rule.head_width * np.arange(1, 1 + int(np.clip(40_000 // rule.head_width, 1, 4000)))
     best: tuple[float, ModelConfig | None, int] = (np.inf, None, 0)
     for width in widths.tolist():
-        target = max(1, round(width / rule.aspect))
-        for layers in {max(1, round(target * factor)) for factor in (0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.7)}:
+        for layers in _depths(width, rule):
             if 8 * layers * width**2 > 4 * n and best[1] is not None:
                 continue
             config = _model(layers, width, rule)
             count = getattr(counts(config), rule.parameters)
-            misfit = abs(np.log(count / n)) + 0.1 * abs(np.log(width / layers / rule.aspect))
+            misfit = abs(np.log(count / n))
+            if rule.layers is None:
+                misfit += 0.1 * abs(np.log(width / layers / rule.aspect))
             if misfit < best[0]:
                 best = (misfit, config, count)
     assert best[1] is not None
     return best[1], best[2]
+
+
+def _depths(width: int, rule: ShapeRule) -> set[int]:
+    if rule.layers is not None:
+        return {rule.layers}
+    target = max(1, round(width / rule.aspect))
+    return {max(1, round(target * factor)) for factor in (0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.7)}
 
 
 def _model(layers: int, width: int, rule: ShapeRule) -> ModelConfig:

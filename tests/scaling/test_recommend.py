@@ -57,7 +57,22 @@ def test_a_shape_has_about_the_parameters_and_the_aspect(n):
     assert 50 < config.width / config.layers < 200
 
 
-@pytest.mark.parametrize(("field", "value"), [("parameters", "all"), ("aspect", 0.0)])
+def test_a_shape_is_as_deep_as_the_runs_if_they_are_all_alike(fitted):
+    rule = ShapeRule(head_width=16, vocab_size=256)
+    free = recommend(fitted, 4e21, rule).shape
+
+    def with_depths(*depths):
+        rows = [row | {"layers": depths[i % len(depths)]} for i, row in enumerate(fitted.runs.rows)]
+        return dataclasses.replace(fitted, runs=dataclasses.replace(fitted.runs, rows=tuple(rows)))
+
+    alike = recommend(with_depths(3), 4e21, rule)
+    assert alike.shape.layers == 3 != free.layers
+    assert alike.shape_parameters == pytest.approx(alike.values["n"], rel=0.01)
+    assert recommend(with_depths(3, 4), 4e21, rule).shape == free
+    assert recommend(with_depths(3), 4e21, dataclasses.replace(rule, layers=5)).shape.layers == 5
+
+
+@pytest.mark.parametrize(("field", "value"), [("parameters", "all"), ("aspect", 0.0), ("layers", 0)])
 def test_a_shape_rule_out_of_range_is_refused(field, value):
     with pytest.raises(ValueError, match=field):
         ShapeRule(**{field: value})

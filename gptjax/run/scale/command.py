@@ -46,8 +46,9 @@ def scale_validate(args: argparse.Namespace) -> None:
 def scale_recommend(args: argparse.Namespace) -> None:
     """The best size and data for a budget."""
     rule = ShapeRule(
-        vocab_size=args.vocab_size, head_width=args.head_width, aspect=args.aspect, parameters=args.parameters
-    )
+        vocab_size=args.vocab_size, head_width=args.head_width, aspect=args.aspect, layers=args.layers,
+        parameters=args.parameters,
+    )  # fmt: skip
     found = findings(read(args), config_of(args))
     recommended = recommend(found.fit, args.budget, rule)
     found = found._replace(recommendation=recommended)

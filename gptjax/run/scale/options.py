@@ -31,6 +31,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     recommend.add_argument("--vocab-size", type=int, default=32_768, help="of the model to shape")
     recommend.add_argument("--head-width", type=int, default=128, help="of its attention")
     recommend.add_argument("--aspect", type=float, default=100.0, help="width over layers to aim at")
+    recommend.add_argument("--layers", type=int, help="its depth (default: the runs', if alike, else by --aspect)")
     recommend.add_argument(
         "--parameters", default="matmul", help="count that n_params is in: total, non_embedding or matmul"
     )
