@@ -1,4 +1,4 @@
-"""The best policy there is under a KL penalty, in closed form: what every learning test is measured against."""
+"""The best policy there is under a KL penalty, in closed form: what trained policies can be compared with."""
 
 from typing import NamedTuple
 

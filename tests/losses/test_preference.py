@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,8 +152,7 @@ RANKS = st.lists(st.integers(1, 4), min_size=2, max_size=6)
 def test_the_order_of_candidates_changes_nothing(ranks, order, seed):
     scores_BC, ranks_BC = ranked(seed, ranks)
     expected, found = ranking_loss(scores_BC, ranks_BC), ranking_loss(scores_BC[:, order], ranks_BC[:, order])
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @FEW

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,8 +116,7 @@ def test_a_mixture_spread_over_devices_equals_a_loop_over_tokens_and_experts(cap
 
     with jax.set_mesh(make_mesh(MESH)):
         found = outcome(layer, placed(arguments))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+    chex.assert_trees_all_close(found, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("everyone", [(0, 1), (5, 2)])
@@ -130,8 +130,7 @@ def test_nothing_is_dropped_when_all_tokens_choose_the_same_experts(everyone, ax
     mesh = MeshConfig(data=1, **axes)
     with jax.set_mesh(make_mesh(mesh, jax.devices()[: mesh.expert * mesh.context])):
         found = outcome(lambda *x: mixture(*x, activation="swiglu", capacity_factor=None)[0], placed(arguments))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+    chex.assert_trees_all_close(found, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import dataclasses
 import io
 import json
 
+import chex
 import jax
-import numpy as np
 import optax
 import pytest
 
@@ -109,7 +109,7 @@ def generated(capsys, run, *options):
 def test_load_reads_the_parameters_of_a_stage(run, policies, name):
     loaded = load(run, name)
     assert (loaded.stage, loaded.task, loaded.config) == (name, STAGES[name], CONFIG)
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, policies[name])
+    chex.assert_trees_all_equal(loaded.params, policies[name])
 
 
 def test_the_last_finished_stage_that_talks_is_the_default(run):

@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,8 +84,7 @@ def test_an_update_from_microbatches_is_the_update(objective, dtype, tolerance):
         (whole, figures), (pieces, same) = (
             jax.jit(partial(step, microbatches=number))(state, placed) for number in (1, 2)
         )
-    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(pieces.params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+    chex.assert_trees_all_close(whole.params, pieces.params, rtol=tolerance, atol=tolerance)
     for name, value in figures.items():
         np.testing.assert_allclose(same[name], value, rtol=10 * tolerance, atol=10 * tolerance, err_msg=name)
 

@@ -1,5 +1,6 @@
 """PPO on a tiny Transformer: what holds of a rollout and of the updates on it before any number is known."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +54,7 @@ def test_updates_start_at_ratio_one_and_leave_the_reference_alone(ppo):
     # the cache that sampled and the forward pass that trains say the same of the tokens
     assert 0.0 < metrics["ppo/sampler_gap_mean_nats"] <= metrics["ppo/sampler_gap_max_nats"] < 1e-5
     last, _ = step(after, rollout)
-    jax.tree.map(np.testing.assert_array_equal, reference, kept)
+    chex.assert_trees_all_equal(reference, kept)
     moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), last.params["policy"], reference)
     assert max(jax.tree.leaves(moved)) > 1e-5
     # one rollout is two updates: the coefficient stays after the first and moves after the second

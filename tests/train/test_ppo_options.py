@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +62,7 @@ def stepper(config):
 
 
 def assert_same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
+    chex.assert_trees_all_equal(a, b)
 
 
 def test_updates_stop_for_the_rest_of_a_rollout_once_the_policy_went_too_far(one_device):

@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,9 +170,7 @@ def test_an_update_that_is_not_finite_is_not_made_but_counted(one_device):
     # the slope of sqrt at -1 is NaN, and 0 * NaN reaches the parameters
     state = initial_state({"value": jnp.asarray([1.0, 2.0, -1.0, 3.0])}, ADAM, jax.random.key(0))
     after, metrics = broken_step(jnp.sqrt, state, batch(one_device))
-    kept = jax.tree.leaves((after.params, after.opt_state))
-    for a, b in zip(kept, jax.tree.leaves((state.params, state.opt_state)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal((after.params, after.opt_state), (state.params, state.opt_state))
     assert (int(metrics["optim/updates_skipped"]), int(metrics["reward/not_finite"]), int(after.step)) == (1, 2, 1)
     assert np.isfinite([float(metrics[name]) for name in ("reward/loss", "reward/score_mean")]).all()
 
@@ -226,8 +225,7 @@ def test_padding_content_changes_no_bit_and_nothing_is_dropped_out(transformer, 
     found, same = step(initial_state(params, SGD, jax.random.key(1)), put(other, one_device))  # another key, too
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), expected.params, params)
     assert any(jax.tree.leaves(changed))
-    for a, b in zip(jax.tree.leaves((found.params, same)), jax.tree.leaves((expected.params, metrics)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal((found.params, same), (expected.params, metrics))
 
 
 def drawn_batch(rng, prompts=4, candidates=5, length=8):
@@ -267,8 +265,7 @@ def test_a_packed_step_equals_the_step_on_candidates_in_rows_of_their_own(transf
         assert metrics["optim/grad_norm"] > 0.01
         for name, value in metrics.items():
             np.testing.assert_allclose(same[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
-        for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        chex.assert_trees_all_close(found.params, expected.params, rtol=1e-5, atol=1e-5)
 
 
 def test_a_candidate_does_not_feel_what_else_is_in_its_row(transformer, one_device):
