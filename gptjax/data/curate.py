@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from gptjax.choices import check_numbers
 from gptjax.data.heldout import hash_fraction
 from gptjax.data.personal_data import personal_data
 
@@ -27,9 +28,7 @@ class CurationConfig:
     test: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("prefix_characters", "prompts_per_user"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_numbers(self, at_least_1=("prefix_characters", "prompts_per_user"))
         if min(self.valid, self.test) < 0 or self.valid + self.test >= 1:
             raise ValueError(f"valid {self.valid} and test {self.test} must not be negative and leave some for train")
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gptjax.choices import check_numbers
 from gptjax.run.progress import mute
 from gptjax.run.record import first_line
 
@@ -32,8 +33,7 @@ class HostsConfig:
     index: int | None = None
 
     def __post_init__(self) -> None:
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"hosts.count must be at least 1, got {self.count}")
+        check_numbers(self, "hosts", at_least_1=("count",))
         given = [name for name in ("coordinator", "count", "index") if getattr(self, name) is not None]
         if self.count == 1 or not given:
             return

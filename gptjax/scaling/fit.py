@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.choices import check_numbers
 from gptjax.scaling.bootstrap import Method, Resampling, bootstrap, inflation, interval, log_residuals
 from gptjax.scaling.law import PARAMETERS, Law
 from gptjax.scaling.robust import robust_fit
@@ -31,8 +32,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.draws < 40:
             raise ValueError(f"draws must be at least 40 to have a 95 % interval, got {self.draws}")
-        if self.delta <= 0:
-            raise ValueError(f"delta must be positive, got {self.delta}")
+        check_numbers(self, positive=("delta",))
 
 
 @dataclass(frozen=True, kw_only=True)

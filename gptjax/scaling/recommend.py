@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.choices import check_numbers
 from gptjax.model.config import ModelConfig
 from gptjax.scaling.accounting import PARAMETER_CONVENTIONS, counts
 from gptjax.scaling.bootstrap import interval
@@ -32,11 +33,7 @@ class ShapeRule:
     def __post_init__(self) -> None:
         if self.parameters not in PARAMETER_CONVENTIONS:
             raise ValueError(f"parameters {self.parameters!r}: choose one of {', '.join(PARAMETER_CONVENTIONS)}")
-        for field in ("vocab_size", "head_width", "aspect"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
-        if self.layers is not None and self.layers < 1:
-            raise ValueError(f"layers must be at least 1, got {self.layers}")
+        check_numbers(self, at_least_1=("vocab_size", "head_width", "layers"), positive=("aspect",))
 
 
 @dataclass(frozen=True, kw_only=True)

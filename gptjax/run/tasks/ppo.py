@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gptjax.choices import check_numbers
 from gptjax.data.loader import batch_at
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model, value_head
@@ -51,8 +52,7 @@ class PpoTask(PolicyTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.frozen_layers < 0:
-            raise ValueError(f"task.frozen_layers must not be negative, got {self.frozen_layers}")
+        check_numbers(self, "task", not_negative=("frozen_layers",))
         if self.ppo.ptx_coefficient > 0 and self.pretrain is None:
             raise ValueError(
                 f"task.ppo.ptx_coefficient is {self.ppo.ptx_coefficient}, but task.pretrain is None: give its corpus"
