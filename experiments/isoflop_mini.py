@@ -99,9 +99,9 @@ def full() -> Sweep:
         8e12: ("68k", "115k", "174k", "246k", "426k"),
         1.6e13: ("115k", "174k", "246k", "426k", "655k"),
     }
-    seeds = grid({2e12: ("68k",)}, 512, seeds=(0, 1, 2), suffix="_alone")
-    held_out = grid({6.4e13: ("426k", "535k", "655k")}, 512, suffix="_held_out")
-    return Sweep(name="isoflop_full", trunks=(*grid(budgets, 512), *seeds), held_out=held_out)
+    seeds = grid({2e12: ("68k",)}, 1024, seeds=(0, 1, 2), suffix="_alone")
+    held_out = grid({6.4e13: ("426k", "535k", "655k")}, 1024, suffix="_held_out")
+    return Sweep(name="isoflop_full", trunks=(*grid(budgets, 1024), *seeds), held_out=held_out)
 
 
 def large_batch() -> Sweep:
