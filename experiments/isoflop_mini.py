@@ -1,10 +1,10 @@
 """IsoFLOP curves on two CPU cores, from bytes of the standard library's source to a prediction that is checked.
 
-    gptjax scale sweep experiments/isoflop_mini.py         # the quick form: about 10 minutes on two free cores
+    gptjax scale sweep experiments/isoflop_mini.py         # the quick form: about 7 minutes on two free cores
     gptjax scale fit runs/isoflop_quick/runs.jsonl --report runs/isoflop_quick/fit
     gptjax scale recommend runs/isoflop_quick/runs.jsonl --flops 1e13 --vocab-size 256 --head-width 16
 
-`experiments/isoflop_mini.py:full` has four budgets and takes up to two hours, `:ci` shows in about a minute that the
+`experiments/isoflop_mini.py:full` has four budgets and takes about an hour, `:ci` shows in about a minute that the
 machinery works, and `:large_batch` is a lesson: with too large a batch the best size leaves the grid, and the fit says
 so. Every size is one trunk of constant learning rate with a decay branch for each budget. Only what the law knows
 changes within a sweep: one batch for all runs, the held-out one included, and two layers for all sizes.
