@@ -1,4 +1,4 @@
-"""Trees of arrays: the name of each leaf, and a fingerprint of its bits that no layout changes."""
+"""Trees of arrays: names and layouts of their leaves, and a fingerprint of their bits that no layout changes."""
 
 import math
 from collections.abc import Callable

@@ -46,6 +46,7 @@ def test_stages_go_on_from_the_segment_before():
         "at_200": (200, "trunk_80"),
     }
     assert [stage.optimizer.schedule for stage in stages.values()] == ["constant", "wsd", "wsd"]
+    assert [stage.task.examine for stage in stages.values()] == [False, True, True]
 
 
 def test_a_trunk_costs_its_length_and_the_extra_decays():
@@ -211,6 +212,8 @@ def test_a_branch_is_the_run_from_scratch_and_a_second_call_does_nothing(tmp_pat
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     losses = [json.loads(line)["loss"] for line in (branched + sweep("alone", "b")).splitlines()]
     assert losses[1] == losses[2]  # bit for bit
+    (segment,) = (tmp_path / "a" / "t").glob("trunk_*/result.json")
+    assert json.loads(segment.read_text())["evaluation"] == {}  # nobody reads it
 
 
 @pytest.mark.slow
