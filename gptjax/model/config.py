@@ -34,8 +34,10 @@ class ModelConfig:
     gptjax.nn.experts).  capacity_factor: room of an expert, as a multiple of an even share (None: nothing is dropped).
     balance_coefficient, router_z_coefficient: weights of the router's losses, which every objective adds to its own.
     mup_base_width: width at which muP is the standard parametrization, so that the learning rate tuned there serves
-    every width (None: standard at all widths): logits are scaled by base / width and an untied head starts at zero,
-    attention scores by 1 / H, learning rates by parameter (see gptjax.optim.optimizer).
+    every width (None: standard at all widths): logits are scaled by base / width, an untied head starts at zero, and
+    learning rates go by parameter (see gptjax.optim.optimizer).
+    mup_base_head_width: H at the base, where H grows with the width: attention scores are scaled by its root over H,
+    which falls as 1 / H (None: heads are equally wide at all widths, and scores are scaled by H ** -.5 as ever).
     mup_base_layers: the same for depth (CompleteP): residual branches are scaled by base / layers.
     unroll: layers per iteration of the scan over layers. On a CPU, where XLA runs most of a loop's body on one core,
     all of them at once halve the time of a step; on accelerators 1 keeps compiling short.
@@ -72,6 +74,7 @@ class ModelConfig:
     router_z_coefficient: float = 0.0
     unroll: int = 1
     mup_base_width: int | None = None
+    mup_base_head_width: int | None = None
     mup_base_layers: int | None = None
 
     def __post_init__(self) -> None:
@@ -80,7 +83,7 @@ class ModelConfig:
         check_numbers(
             self,
             "model",
-            at_least_1=(*sizes, "mup_base_width", "mup_base_layers"),
+            at_least_1=(*sizes, "mup_base_width", "mup_base_head_width", "mup_base_layers"),
             positive=("soft_cap", "capacity_factor"),
             not_negative=("balance_coefficient", "router_z_coefficient"),
         )
@@ -92,8 +95,9 @@ class ModelConfig:
             raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
         if self.positions == "rotary" and self.sizes["H"] % 2:
             raise ValueError(f"rotary positions need an even head width, got {self.sizes['H']}")
-        if self.mup_base_layers is not None and self.mup_base_width is None:
-            raise ValueError("model.mup_base_layers needs model.mup_base_width: depth scaling is part of muP")
+        for name in ("mup_base_layers", "mup_base_head_width"):
+            if getattr(self, name) is not None and self.mup_base_width is None:
+                raise ValueError(f"model.{name} needs model.mup_base_width: its scaling is part of muP")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
         if self.experts is not None:

@@ -77,8 +77,8 @@ class Attention(nnx.Module):
         if self.config.positions == "rotary":
             q_BTNH = rotate(q_BTNH, positions_BT, theta=self.config.rope_theta)
             k_BTKH = rotate(k_BTKH, positions_BT, theta=self.config.rope_theta)
-        if self.config.mup_base_width is not None:  # with the kernel's own H ** -.5 that is muP's 1 / H
-            q_BTNH *= self.config.sizes["H"] ** -0.5
+        if (base := self.config.mup_base_head_width) is not None:  # with the kernel's own H ** -.5: as 1 / H
+            q_BTNH *= (base / self.config.sizes["H"]) ** 0.5
         return q_BTNH, k_BTKH, v_BTKH
 
     def _of_heads(self, param: nnx.Param, letters: str, dtype: Any) -> jax.Array:

@@ -68,7 +68,9 @@ def test_muon_is_refused():
     ("changes", "message"),
     [
         ({"mup_base_width": 0}, "mup_base_width must be at least 1"),
-        ({"mup_base_layers": 2}, "needs model.mup_base_width"),
+        ({"mup_base_layers": 2}, "mup_base_layers needs model.mup_base_width"),
+        ({"mup_base_head_width": 8}, "mup_base_head_width needs model.mup_base_width"),
+        ({"mup_base_width": 32, "mup_base_head_width": 0}, "mup_base_head_width must be at least 1"),
     ],
 )
 def test_wrong_bases_are_refused(changes, message):
@@ -127,19 +129,37 @@ def test_coordinates_change_alike_at_every_width_and_in_the_standard_parametriza
     assert standard.max() > 0.2
 
 
+def hidden_of(config, params, rows):
+    run = jax.jit(language_model(config).hidden)
+    return run(params, {}, rows.tokens_BT, rows.segments_BT, rows.positions_BT)[0]
+
+
+def test_at_the_base_the_blocks_are_the_standard_ones_and_scores_fall_as_1_over_h(one_device):
+    rows = batch(one_device)
+    params = jax.jit(language_model(BASE).init)(jax.random.key(0))
+    standard = hidden_of(BASE, params, rows)
+    for head_width in (None, 16):
+        base = dataclasses.replace(BASE, mup_base_width=32, mup_base_head_width=head_width)
+        np.testing.assert_array_equal(hidden_of(base, params, rows), standard)
+    # heads of 16 where the base has 4: scores are scaled by 4 ** .5 / 16, half of 16 ** -.5, as if queries were half
+    wide = dataclasses.replace(BASE, mup_base_width=32, mup_base_head_width=4)
+    attention = params["blocks"]["attention"]
+    halved = params["blocks"] | {"attention": attention | {"wq_DNH": attention["wq_DNH"] / 2}}
+    found = hidden_of(wide, params, rows)
+    np.testing.assert_allclose(found, hidden_of(BASE, params | {"blocks": halved}, rows), rtol=1e-5, atol=1e-6)
+    assert np.abs(found - standard).max() > 1e-3
+
+
 def test_depth_scaling_halves_what_each_block_adds_at_twice_the_base_layers(one_device):
     # a block adds attention and mlp over the depth ratio: the same as with half of the two matrices that they end in
     rows = batch(one_device)
     plain, scaled = at(32, layers=4, unroll=4), at(32, layers=4, mup_base_layers=2, unroll=4)
     params = jax.jit(language_model(plain).init)(jax.random.key(0))
 
-    def hidden(config, params):
-        run = jax.jit(language_model(config).hidden)
-        return run(params, {}, rows.tokens_BT, rows.segments_BT, rows.positions_BT)[0]
-
     blocks = params["blocks"]
     attention = blocks["attention"] | {"wo_NHD": blocks["attention"]["wo_NHD"] / 2}
     mlp = blocks["mlp"] | {"w_out_FD": blocks["mlp"]["w_out_FD"] / 2}
     halved = params | {"blocks": blocks | {"attention": attention, "mlp": mlp}}
-    np.testing.assert_allclose(hidden(scaled, params), hidden(plain, halved), rtol=1e-5, atol=1e-6)
-    assert np.abs(hidden(scaled, params) - hidden(plain, params)).max() > 0.1
+    found = hidden_of(scaled, params, rows)
+    np.testing.assert_allclose(found, hidden_of(plain, halved, rows), rtol=1e-5, atol=1e-6)
+    assert np.abs(found - hidden_of(plain, params, rows)).max() > 0.1
