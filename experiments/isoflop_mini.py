@@ -18,7 +18,7 @@ from functools import partial
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.experiment import Experiment
-from gptjax.run.scale.grid import Sweep, Trunk, isoflop
+from gptjax.run.scale.grid import Sweep, Template, Trunk, isoflop
 from gptjax.run.tasks.lm import LmTask
 from gptjax.scaling.accounting import counts
 
@@ -74,9 +74,10 @@ def _task(heldout_fraction: float) -> LmTask:
     )  # fmt: skip
 
 
-def grid(budgets: Mapping[float, tuple[str, ...]], batch: int, **options) -> tuple[Trunk, ...]:
+def grid(
+    budgets: Mapping[float, tuple[str, ...]], batch: int, make: Template = template, **options
+) -> tuple[Trunk, ...]:
     """The trunks of a grid of these sizes, with `batch` tokens for an update."""
-    make = options.pop("template", template)
     return isoflop(MODELS, budgets, make, row_tokens=ROW_TOKENS, batch_tokens=lambda tokens: batch, **options)
 
 
@@ -112,4 +113,4 @@ def large_batch() -> Sweep:
 def ci() -> Sweep:
     """Two budgets of three sizes in about a minute; it says nothing about exponents."""
     budgets = dict.fromkeys((2e10, 4e10), ("20k", "33k", "68k"))
-    return Sweep(name="isoflop_ci", trunks=grid(budgets, 512, template=partial(template, heldout_fraction=0.003)))
+    return Sweep(name="isoflop_ci", trunks=grid(budgets, 512, partial(template, heldout_fraction=0.003)))

@@ -61,10 +61,6 @@ def stepper(config):
     return jax.jit(partial(ppo_step, policy=POLICY, scalar=SCALAR, optimizer=ADAM, config=config))
 
 
-def assert_same(a, b):
-    chex.assert_trees_all_equal(a, b)
-
-
 def test_updates_stop_for_the_rest_of_a_rollout_once_the_policy_went_too_far(one_device):
     # the first update always happens (k3 = 0) and goes further than 1.5 x 1e-6 nats; the other three leave no trace
     config = dataclasses.replace(BASE, stop_kl=1e-6, average_decay=0.5)
@@ -75,7 +71,7 @@ def test_updates_stop_for_the_rest_of_a_rollout_once_the_policy_went_too_far(one
     for _ in range(3):
         later, metrics = step(later, rollout)
         assert int(metrics["ppo/updates"]) == 0
-    assert_same(
+    chex.assert_trees_all_equal(
         (first.params, first.opt_state, first.extra["average"]), (later.params, later.opt_state, later.extra["average"])
     )
     assert (int(later.step), int(later.extra["updates_made"]), bool(later.extra["stopped"])) == (4, 1, True)
@@ -96,7 +92,9 @@ def test_a_stop_that_is_never_reached_changes_nothing(one_device):
     careful, _, watched = world(one_device, WATCHED)
     for _ in range(4):
         state, careful = step(state, rollout)[0], watched(careful, rollout)[0]
-        assert_same((state.params, state.opt_state, state.key), (careful.params, careful.opt_state, careful.key))
+        chex.assert_trees_all_equal(
+            (state.params, state.opt_state, state.key), (careful.params, careful.opt_state, careful.key)
+        )
     assert int(state.extra["updates_made"]) == int(careful.extra["updates_made"]) == 4
 
 
@@ -110,7 +108,7 @@ def test_a_rollout_of_an_older_policy_is_refused(max_lag, made, one_device):
     assert (int(metrics["ppo/updates"]), int(metrics["ppo/stale"])) == (made, 1 - made)
     assert int(after.extra["updates_made"]) == made
     if not made:
-        assert_same((after.params, after.opt_state), (later.params, later.opt_state))
+        chex.assert_trees_all_equal((after.params, after.opt_state), (later.params, later.opt_state))
 
 
 def test_the_average_follows_the_policy_and_is_what_is_served(one_device):
@@ -147,7 +145,7 @@ def test_a_response_without_a_finite_score_is_counted_and_seen_by_nothing(bad, o
 def test_a_rollout_without_any_score_leaves_the_parameters_finite(one_device):
     state, rollout, step = world(one_device, BASE, rewards=(np.nan,) * 4)
     after, metrics = step(state, rollout)
-    assert_same(after.params, state.params)
+    chex.assert_trees_all_equal(after.params, state.params)
     assert int(metrics["ppo/unscored"]) == 16
     assert all(np.isfinite(value) for value in metrics.values())
 

@@ -14,7 +14,7 @@ from gptjax.run.task import Outline, Setup
 from gptjax.train.grpo import GrpoConfig
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.update import initial_state
-from gptjax.types import Drawn, LmBatch, Metrics, PromptBatch, TrainState
+from gptjax.types import Drawn, LmBatch, Metrics, Params, PromptBatch, TrainState
 
 
 def trained_model(setup: Setup) -> tuple[Model, optax.GradientTransformation]:
@@ -23,9 +23,19 @@ def trained_model(setup: Setup) -> tuple[Model, optax.GradientTransformation]:
     return model, optimizer(setup.optimizer, setup.steps, model.roles, model.letters, model.ratios)
 
 
+def first_state(params: Params, tx: optax.GradientTransformation, key: jax.Array, **extra: Any) -> TrainState:
+    """The state before the first update of a run with this key, from which random weights are drawn too.
+
+    Args:
+        params, tx, extra: as for `initial_state`.
+        key: the run's, as `Task.init` and `Task.start` get it.
+    """
+    return initial_state(params, tx, jax.random.fold_in(key, 1), **extra)
+
+
 def untrained(model: Model, tx: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
     """The state of random weights that a key gives."""
-    return lambda key: initial_state(model.init(key), tx, jax.random.fold_in(key, 1))
+    return lambda key: first_state(model.init(key), tx, key)
 
 
 def fresh_reward(reward_from: str | None, scalar: ScalarModel, key: jax.Array) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.asked import PolicyTask, prompted
 from gptjax.run.tasks.examination import Examination
-from gptjax.run.tasks.outlines import abstract_prompts, abstract_rows, check_rollout_sizes, fresh_reward
+from gptjax.run.tasks.outlines import abstract_prompts, abstract_rows, check_rollout_sizes, first_state, fresh_reward
 from gptjax.run.tasks.program import answering
 from gptjax.run.tasks.rows import RowsConfig
 from gptjax.run.tasks.tax import pretraining
@@ -27,7 +27,6 @@ from gptjax.train.ppo import initial_extra, ppo_step, served_policy
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.reference import Holding, held, reference_params, upper_layers, with_frozen_layers
 from gptjax.train.rollout import collect
-from gptjax.train.update import initial_state
 from gptjax.types import Params, PpoBatch, TrainState
 
 
@@ -145,7 +144,7 @@ def outline(config: PpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
 
     def init(key):
         value_params = value.init(jax.random.fold_in(key, 2))
-        return _state(config, tx, policy.init(key), value_params, jax.random.fold_in(key, 1))
+        return _state(config, tx, policy.init(key), value_params, key)
 
     def frozen_models(key):
         reference = _reference(config, policy.init(key), policy)
@@ -199,7 +198,7 @@ def _models(config: PpoTask, setup: Setup) -> Models:
 
 def _state(config: PpoTask, tx: Any, policy_params: Params, value_params: Params, key: jax.Array) -> TrainState:
     params = {"policy": policy_params, "value": value_params}
-    return initial_state(params, tx, key, **initial_extra(config.ppo, policy_params))
+    return first_state(params, tx, key, **initial_extra(config.ppo, policy_params))
 
 
 def _begun(config: PpoTask, models: Models, first: Params, reward: dict[str, Any], key: jax.Array) -> TrainState:
@@ -207,7 +206,7 @@ def _begun(config: PpoTask, models: Models, first: Params, reward: dict[str, Any
     _, scalar, head, tx = models
     copy = jax.tree.map(jnp.copy, first)  # what gets updated must not be buffers that others hold
     own = _first_values(scalar, first, reward) if head is None else head.init(jax.random.key(0))
-    return _state(config, tx, copy, own, jax.random.fold_in(key, 1))
+    return _state(config, tx, copy, own, key)
 
 
 def _first_values(scalar: Any, policy_params: Params, reward: dict[str, Any]) -> Params:

@@ -29,12 +29,12 @@ from gptjax.run.mesh import batch_rows, fetch, put
 from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.comparisons import MOST, own_comparisons, permuted, simulated_comparisons, write_comparisons
+from gptjax.run.tasks.outlines import first_state
 from gptjax.run.tasks.reward_figures import Judged, Rows, brief, data_figures, demonstrations, full, sampled_rows
 from gptjax.run.tasks.sampler import sampler
 from gptjax.run.tasks.upstream import inherited, load_policy
 from gptjax.train.normalise import zero_mean, zero_mean_unit_std
 from gptjax.train.reward import RewardConfig, candidate_scores, reward_step
-from gptjax.train.update import initial_state
 from gptjax.types import PackedCandidates, Params, RatingBatch, RewardBatch, TrainState
 
 
@@ -101,7 +101,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
     scores = _scorer(model, setup, pack)
 
     def begin(trunk, key):
-        return _state(model.init(key) | {"trunk": trunk}, tx, jax.random.fold_in(key, 1))
+        return _state(model.init(key) | {"trunk": trunk}, tx, key)
 
     def start(key):
         trunk = load_policy(language_model(setup.model), upstream, setup.mesh)
@@ -159,7 +159,7 @@ def outline(config: RewardTask, setup: Setup) -> Outline:
     )
     tokens = n_rows * row_tokens
     return Outline(
-        init=lambda key: _state(model.init(key), tx, jax.random.fold_in(key, 1)),
+        init=lambda key: _state(model.init(key), tx, key),
         step=partial(reward_step, model=model, optimizer=tx, config=config.reward),
         batch=batch,
         step_tokens=tokens,
@@ -254,4 +254,4 @@ def _simulate(config: RewardTask, setup: Setup, tokenizer: Tokenizer, upstream: 
 
 
 def _state(params: Any, tx: Any, key: jax.Array) -> TrainState:
-    return initial_state(params, tx, key, reward_gain=jnp.ones(()), reward_bias=jnp.zeros(()))
+    return first_state(params, tx, key, reward_gain=jnp.ones(()), reward_bias=jnp.zeros(()))

@@ -21,7 +21,7 @@ from gptjax.model_types import Model, ScalarModel
 from gptjax.run.hosts import on_first
 from gptjax.run.restore import load_model
 from gptjax.run.task import Setup
-from gptjax.train.update import initial_state
+from gptjax.run.tasks.outlines import first_state
 from gptjax.types import Params, TrainState
 
 
@@ -111,7 +111,7 @@ def started_at(params: Params, tx: optax.GradientTransformation) -> Callable[[ja
 
     @jax.jit
     def begin(params: Params, key: jax.Array) -> TrainState:
-        return initial_state(jax.tree.map(jnp.copy, params), tx, jax.random.fold_in(key, 1))
+        return first_state(jax.tree.map(jnp.copy, params), tx, key)
 
     return lambda key: begin(params, key)
 
@@ -124,7 +124,7 @@ def started(
         return None
 
     def begin(params: Params, key: jax.Array) -> TrainState:
-        return initial_state(params, tx, jax.random.fold_in(key, 1))
+        return first_state(params, tx, key)
 
     def start(key: jax.Array) -> TrainState:
         params = load_policy(model, setup.stage_folder(start_from), setup.mesh)
