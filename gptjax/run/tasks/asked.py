@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptjax.choices import check_numbers
 from gptjax.data.conversations import Message
 from gptjax.data.labeler import SimulatedLabeler
 from gptjax.data.loader import fingerprint
@@ -25,30 +26,44 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyTask:
-    """What PPO, GRPO and RLOO need around them.
+    """A policy that starts from a stage before it and is examined on prompts that it never learnt from.
 
     policy_from: stage or folder whose weights policy and reference start with.
-    reward_from: stage or folder of the reward model (None: the program is the reward).
-    program: a function that judges answers, FILE.py:NAME or MODULE:NAME, see gptjax.run.tasks.program; beside a reward
-    model it is only reported, as gold.
-    prompts: JSON lines of {"messages": [...]}, of which the last tenth is never trained on; None: questions about this
-    Python's library.
+    reward_from: stage or folder of a reward model, whose scores are reported (None: there is none).
+    prompt_tokens: P, longer prompts are left out.
     heldout_prompts, heldout_samples: prompts never trained on, and answers to each, when the policy is examined.
-    best_of: samples per prompt of the best-of-n comparison.  prompt_tokens: P, longer prompts are left out.
+    best_of: samples per prompt of the best-of-n comparison.
     labeler: the simulated labeler whose noise-free score is reported as gold, with the default questions.
     """
 
     policy_from: str = "sft"
     reward_from: str | None = "reward"
-    program: str | None = None
-    prompts: Path | None = None
+    prompt_tokens: int = 64
     heldout_prompts: int = 128
     heldout_samples: int = 4
     best_of: int = 16
-    prompt_tokens: int = 64
     labeler: SimulatedLabeler = SimulatedLabeler()
 
     def __post_init__(self) -> None:
+        check_numbers(self, "task", at_least_1=("prompt_tokens", "heldout_prompts", "heldout_samples", "best_of"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptedTask(PolicyTask):
+    """What PPO, GRPO and RLOO need around them.
+
+    reward_from: stage or folder of the reward model (None: the program is the reward).
+    program: a function that judges answers, FILE.py:NAME or MODULE:NAME, see gptjax.run.tasks.program; beside a reward
+    model it is only reported, as gold.
+    prompts: JSON lines of {"messages": [...]}, of which the last tenth is never trained on; None: questions about this
+    Python's library.
+    """
+
+    program: str | None = None
+    prompts: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.program is None and self.reward_from is None:
             raise ValueError("give task.reward_from or task.program: there is nothing to learn from")
 
@@ -91,7 +106,7 @@ class Prompted(NamedTuple):
     fingerprint: str
 
 
-def prompted(config: PolicyTask, tokenizer: Tokenizer) -> Prompted:
+def prompted(config: PromptedTask, tokenizer: Tokenizer) -> Prompted:
     """The prompts that a task's settings name, but for those that are too long."""
     train, heldout = asked_prompts(config.prompts)
     prompts, kept = prompt_batch([asked.messages for asked in train], tokenizer, config.prompt_tokens)

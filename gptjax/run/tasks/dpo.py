@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.data.labeler import SimulatedLabeler
 from gptjax.data.loader import batch_at, evaluation_batches, own_rows
 from gptjax.data.pairs import Pairs, pair_ids, preference_batch, with_reference
 from gptjax.data.preferences import Comparison, read_preferences
@@ -23,7 +22,7 @@ from gptjax.run.hosts import first_says, on_first
 from gptjax.run.mesh import fetch, put
 from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
-from gptjax.run.tasks.asked import Asked, asked_prompts
+from gptjax.run.tasks.asked import Asked, PolicyTask, asked_prompts
 from gptjax.run.tasks.comparisons import own_comparisons
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.outlines import trained_model, untrained
@@ -33,34 +32,26 @@ from gptjax.types import PreferenceBatch, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
-class DpoTask:
+class DpoTask(PolicyTask):
     """Direct preference optimisation on rankings of answers to the same prompt.
 
-    policy_from: stage or folder whose weights policy and reference start with.
     reward_from: stage or folder of a reward model: its simulated comparisons are learnt from where there are no others,
     and its scores are reported; None: neither.
     comparisons: JSON lines of {"messages", "responses": [{"content", "ended"}], "ranks"}.  heldout_comparisons:
     likewise, never trained on (None: the last tenth of `comparisons`).
     pairs: all pairs of a comparison whose ranks differ, or its best against its worst.
-    prompt_tokens, answer_tokens: P and R; a row has P + R tokens, pairs with a longer one are dropped and counted.
+    answer_tokens: R; a row has P + R tokens, pairs with a longer one are dropped and counted.
     dpo: the objective's settings.
-    heldout_prompts, heldout_samples, best_of, labeler: of the examination, as in PPO.
     """
 
-    policy_from: str = "sft"
-    reward_from: str | None = "reward"
     comparisons: Path | None = None
     heldout_comparisons: Path | None = None
     pairs: Pairs = "all"
-    prompt_tokens: int = 64
     answer_tokens: int = 48
     dpo: DpoConfig = DpoConfig()
-    heldout_prompts: int = 128
-    heldout_samples: int = 4
-    best_of: int = 16
-    labeler: SimulatedLabeler = SimulatedLabeler()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.comparisons is None and self.reward_from is None:
             raise ValueError("task.comparisons or task.reward_from must be given: there is nothing to learn from")
 

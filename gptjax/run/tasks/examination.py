@@ -1,12 +1,11 @@
 """What a policy learnt: gold and proxy scores on held-out prompts beside SFT's, KL, best-of-n, answers."""
 
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from gptjax.data.labeler import SimulatedLabeler
 from gptjax.data.loader import own_rows
 from gptjax.data.prompts import prompt_batch
 from gptjax.data.tokenizer import Tokenizer
@@ -17,28 +16,13 @@ from gptjax.generate.engine import SamplingConfig
 from gptjax.model_types import Model, ScalarModel
 from gptjax.run.mesh import fetch, put
 from gptjax.run.task import Setup
-from gptjax.run.tasks.asked import Asked
+from gptjax.run.tasks.asked import Asked, PolicyTask, PromptedTask
 from gptjax.run.tasks.choices import Choices
 from gptjax.run.tasks.judge import Judge
 from gptjax.run.tasks.program import program_figures, reward_program
 from gptjax.train.dpo import response_logps
 from gptjax.train.reference import reference_params
 from gptjax.types import Params, PromptBatch
-
-
-class Examined(Protocol):
-    """What a task says of its examination: heldout_samples answers to each of heldout_prompts, best_of before it."""
-
-    @property
-    def heldout_prompts(self) -> int: ...
-    @property
-    def heldout_samples(self) -> int: ...
-    @property
-    def best_of(self) -> int: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def labeler(self) -> SimulatedLabeler: ...
 
 
 class Scored(NamedTuple):
@@ -61,7 +45,7 @@ class Examination:
 
     def __init__(
         self,
-        config: Examined,
+        config: PolicyTask,
         setup: Setup,
         tokenizer: Tokenizer,
         policy: Model,
@@ -77,7 +61,7 @@ class Examination:
         count = min(config.heldout_prompts, len(kept))
         self.prompts: PromptBatch = jax.tree.map(lambda x: x[:count], everything)
         self.asked = [heldout[index] for index in kept[:count]]
-        program = getattr(config, "program", None)
+        program = config.program if isinstance(config, PromptedTask) else None
         self.program = None if program is None else reward_program(program)
         self._logps = jax.jit(partial(response_logps, model=policy))
         self._mesh, self._share, self._batch_size = setup.mesh, setup.share, setup.batch_size

@@ -9,7 +9,7 @@ from gptjax.data.loader import batch_at
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import scalar_model
 from gptjax.run.task import Outline, Setup, Task
-from gptjax.run.tasks.asked import PolicyTask, prompted
+from gptjax.run.tasks.asked import PromptedTask, prompted
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.outlines import abstract_prompts, check_rollout_sizes, fresh_reward, trained_model, untrained
 from gptjax.run.tasks.program import answering
@@ -19,7 +19,7 @@ from gptjax.train.grpo import GrpoConfig, grpo_step
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrpoTask(PolicyTask):
+class GrpoTask(PromptedTask):
     """Reinforcement learning on groups of answers to the same prompt; grpo.loss chooses GRPO or RLOO.
 
     grpo: the algorithm's settings.

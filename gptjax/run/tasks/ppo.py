@@ -15,7 +15,7 @@ from gptjax.model.pure import language_model, scalar_model, value_head
 from gptjax.model_types import Model, ScalarModel, ValueHead
 from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.task import Outline, Setup, Task
-from gptjax.run.tasks.asked import PolicyTask, prompted
+from gptjax.run.tasks.asked import PromptedTask, prompted
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.outlines import abstract_prompts, abstract_rows, check_rollout_sizes, first_state, fresh_reward
 from gptjax.run.tasks.program import answering
@@ -31,7 +31,7 @@ from gptjax.types import Params, PpoBatch, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
-class PpoTask(PolicyTask):
+class PpoTask(PromptedTask):
     """Reinforcement learning from a reward model or a program.
 
     A separate value model starts from the reward model or, with a program, from the policy with a head of zeros.
