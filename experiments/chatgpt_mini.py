@@ -63,7 +63,6 @@ def reward() -> Experiment:
 
 def ppo() -> Experiment:
     settings = PpoConfig(
-        prompts=64,
         minibatches=4,
         epochs=1,
         response_tokens=ANSWER_TOKENS,

@@ -15,7 +15,7 @@ from gptjax.train.ppo_config import PpoConfig
 
 
 def experiment() -> Experiment:
-    settings = PpoConfig(prompts=256, minibatches=4, response_tokens=512, kl_coefficient=0.02)
+    settings = PpoConfig(minibatches=4, response_tokens=512, kl_coefficient=0.02)
     return Experiment(
         task=PpoTask(ppo=settings, prompt_tokens=512, reference="bfloat16"),
         model=preset("llama2-7b", dtype="bfloat16", remat="full"),

@@ -84,7 +84,6 @@ class OurIteration:
     def __init__(self, args: Any, sizes: Sizes, prompts_BP: np.ndarray):
         self.args = args
         self.config = PpoConfig(
-            prompts=args.prompts,
             minibatches=args.minibatches,
             epochs=args.epochs,
             response_tokens=args.new_tokens,

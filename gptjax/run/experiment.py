@@ -26,7 +26,9 @@ from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.rejection import RejectionTask
 from gptjax.run.tasks.reward import RewardTask
 from gptjax.run.tasks.sft import SftTask
+from gptjax.train.grpo import GrpoConfig
 from gptjax.train.offload import parked, parking
+from gptjax.train.ppo_config import PpoConfig
 
 _Made = TypeVar("_Made", Task, Outline)
 
@@ -148,8 +150,9 @@ def _stepping(experiment: Experiment, made: _Made) -> _Made:
 
 
 def check_layout(experiment: Experiment, mesh: Mesh) -> None:
-    """Raise ValueError, naming both numbers, if a mesh axis does not divide what it spreads or the model's context is
-    shorter than the task's rows, or its prompts with their answers.
+    """Raise ValueError, naming both numbers, if a mesh axis does not divide what it spreads, the updates on a rollout
+    do not divide its prompts or the steps, or the model's context is shorter than the task's rows, or its prompts with
+    their answers.
 
     Key-value heads may be fewer than `tensor`: then each is held by several devices (gptjax.dims.kv_copies).
     """
@@ -173,11 +176,10 @@ def check_layout(experiment: Experiment, mesh: Mesh) -> None:
     for name in ("row_tokens", "prompt_tokens", "answer_tokens"):
         if (size := getattr(task, name, None)) is not None:
             spread.append((f"task.{name}", size, axes, context))
-    for name in ("ppo", "grpo"):
-        if config := getattr(task, name, None):
-            spread.append((f"task.{name}.response_tokens", config.response_tokens, axes, context))
-            minibatch = config.prompts // config.minibatches
-            spread.append((f"task.{name}.prompts / task.{name}.minibatches", minibatch, "data x fsdp x expert", rows))
+    if (rollout := _rollout(experiment)) is not None:
+        name, config, minibatch = rollout
+        spread.append((f"task.{name}.response_tokens", config.response_tokens, axes, context))
+        spread.append((f"batch_size / task.{name}.minibatches", minibatch, "data x fsdp x expert", rows))
     for name, size, axis, pieces in spread:
         if size % pieces:
             raise ValueError(f"{name} {size} is not a multiple of the mesh's {axis} {pieces}: change one of them")
@@ -210,14 +212,37 @@ def _setting(task: Any, name: str) -> Any:
     return reduce(lambda value, part: getattr(value, part, None), name.split("."), task)
 
 
+def _rollout(experiment: Experiment) -> tuple[str, PpoConfig | GrpoConfig, int] | None:
+    """(name of the settings, settings, prompts of an update) of a stage that learns from rollouts.
+
+    Raises:
+        ValueError: the updates on a rollout do not divide its prompts, or the steps.
+    """
+    for name in ("ppo", "grpo"):
+        if (config := getattr(experiment.task, name, None)) is None:
+            continue
+        if experiment.batch_size % config.minibatches:
+            raise ValueError(
+                f"batch_size {experiment.batch_size} is not a multiple of task.{name}.minibatches "
+                f"{config.minibatches}: change one of them"
+            )
+        if experiment.steps % config.updates:
+            raise ValueError(
+                f"steps {experiment.steps} is not a multiple of the {config.updates} updates made on each rollout: "
+                f"change steps, task.{name}.minibatches or task.{name}.epochs"
+            )
+        return name, config, experiment.batch_size // config.minibatches
+    return None
+
+
 def _check_microbatches(experiment: Experiment, pieces: int) -> None:
     """Raise ValueError if the rows of an update do not make that many microbatches, or these do not fill the mesh."""
     name, size = "batch_size", experiment.batch_size
-    for kind in ("ppo", "grpo"):
-        if config := getattr(experiment.task, kind, None):
-            name, size = f"task.{kind}.prompts / task.{kind}.minibatches", config.prompts // config.minibatches
-            if kind == "grpo":
-                name, size = f"{name} x task.grpo.group_size", size * config.group_size
+    if (rollout := _rollout(experiment)) is not None:
+        kind, config, size = rollout
+        name = f"batch_size / task.{kind}.minibatches"
+        if isinstance(config, GrpoConfig):
+            name, size = f"{name} x task.{kind}.group_size", size * config.group_size
     if size % experiment.microbatches:
         raise ValueError(
             f"{name} {size} is not a multiple of microbatches {experiment.microbatches}: change one of them"

@@ -66,8 +66,8 @@ class RlooLoss:
 class GrpoConfig:
     """Settings of learning from groups; the KL coefficient is DeepSeekMath's, the rest as in TRL.
 
-    prompts: B of a rollout.  group_size: C, answers to each.  minibatches: updates per epoch, cut along prompts; they
-    divide B.  epochs: passes over a rollout.
+    group_size: C, answers to each prompt.  minibatches: updates per epoch, cut along prompts; they divide B, the
+    prompts of a rollout, which are an experiment's batch_size.  epochs: passes over a rollout.
     response_tokens: R, longest response.  temperature: of sampling and of every log-probability.
     kl_coefficient: reward units per nat (in the reward), or weight of the KL loss.
     truncated: what becomes of a response without end-of-turn: penalise: missing_end_penalty off its score; mask: it is
@@ -75,7 +75,6 @@ class GrpoConfig:
     loss: GRPO or RLOO.
     """
 
-    prompts: int = 64
     group_size: int = 8
     minibatches: int = 1
     epochs: int = 1
@@ -88,12 +87,10 @@ class GrpoConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "grpo")
-        sizes = ("prompts", "minibatches", "epochs", "response_tokens")
+        sizes = ("minibatches", "epochs", "response_tokens")
         check_numbers(self, "grpo", at_least_1=sizes, positive=("temperature",), not_negative=("kl_coefficient",))
         if self.group_size < 2:
             raise ValueError(f"grpo.group_size must be at least 2: answers are compared, got {self.group_size}")
-        if self.prompts % self.minibatches:
-            raise ValueError(f"grpo.minibatches {self.minibatches} do not divide grpo.prompts {self.prompts}")
         if isinstance(self.loss, RlooLoss) and self.loss.surrogate == "reinforce" and self.updates > 1:
             raise ValueError(
                 f"grpo.loss.surrogate 'reinforce' has no ratio to correct for an older policy, but a rollout gets "
@@ -131,7 +128,7 @@ def grpo_step(
 
     Source: Shao et al. 2024, arXiv:2402.03300; Ahmadian et al. 2024, arXiv:2402.14740 (RLOO).
     """
-    batch = taken(rollout, minibatch_rows(state, config)[0])
+    batch = taken(rollout, minibatch_rows(state, config, rollout.mask_BCR.shape[0])[0])
     flat = GroupRollout(**{name: _flat(x) for name, x in vars(batch).items()})
     rows, count = flat.mask_BCR.shape[0], jnp.maximum(_count(flat, config), 1)
 

@@ -11,26 +11,33 @@ from gptjax.types import TrainState
 
 
 class Updates(Protocol):
-    """prompts of a rollout; minibatches of an epoch; updates: those of all its epochs."""
+    """minibatches: of an epoch.  updates: those of all epochs of a rollout."""
 
-    @property
-    def prompts(self) -> int: ...
     @property
     def minibatches(self) -> int: ...
     @property
     def updates(self) -> int: ...
 
 
-def minibatch_rows(state: TrainState, config: Updates) -> tuple[jax.Array, jax.Array]:
+def minibatch_rows(state: TrainState, config: Updates, prompts: int) -> tuple[jax.Array, jax.Array]:
     """(i32[prompts / minibatches], the rows of the next update; i32[], the number of the minibatch in its epoch).
 
     Both follow from the state's key and step, so that a resume makes the same updates.
+
+    Args:
+        state, config: of the step.
+        prompts: rows of the rollout.
+
+    Raises:
+        ValueError: the minibatches do not divide the rollout.
     """
+    if prompts % config.minibatches:
+        raise ValueError(f"{config.minibatches} minibatches do not divide a rollout of {prompts} prompts")
     number = state.step % config.updates
     epoch, piece = number // config.minibatches, number % config.minibatches
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step // config.updates)
-    order_B = jax.random.permutation(jax.random.fold_in(key, epoch + 1), config.prompts)
-    size = config.prompts // config.minibatches
+    order_B = jax.random.permutation(jax.random.fold_in(key, epoch + 1), prompts)
+    size = prompts // config.minibatches
     return jax.lax.dynamic_slice_in_dim(order_B, piece * size, size), piece
 
 

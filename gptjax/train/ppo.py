@@ -80,7 +80,7 @@ def ppo_step(
     kl = masked_sum(rollout.logp_old_BR - rollout.logp_ref_BR, rollout.mask_BR) / _scored_rows(rollout)
     stale = state.step // config.updates - rollout.version > config.max_lag
     stopped = _stopped(state, metrics["ppo/approx_kl_k3_nats"], config)
-    wanted, coefficient = ~(stale | stopped), _next_coefficient(state, kl, config)
+    wanted, coefficient = ~(stale | stopped), _next_coefficient(state, kl, rollout.mask_BR.shape[0], config)
     after, figures = advance(
         state, grads, optimizer, loss=loss, wanted=wanted, kl_coefficient=coefficient, stopped=stopped
     )
@@ -135,7 +135,7 @@ def _gradients(
 
 def minibatch(state: TrainState, rollout: Rollout, config: PpoConfig) -> tuple[Rollout, LmBatch | None]:
     """The rows of this update, and its share of the pre-training rows."""
-    rows_B, piece = minibatch_rows(state, config)
+    rows_B, piece = minibatch_rows(state, config, rollout.mask_BR.shape[0])
     pretrain = rollout.pretrain
     if pretrain is not None:
         share = pretrain.tokens_BT.shape[0] // config.minibatches
@@ -265,12 +265,12 @@ def _rollout_metrics(rollout: Rollout, kl: jax.Array, kl_coefficient: jax.Array)
     return metrics
 
 
-def _next_coefficient(state: TrainState, kl: jax.Array, config: PpoConfig) -> jax.Array:
+def _next_coefficient(state: TrainState, kl: jax.Array, episodes: int, config: PpoConfig) -> jax.Array:
     coefficient = state.extra["kl_coefficient"]
     if config.kl_target is None:
         return coefficient
     adapted = adapted_kl_coefficient(
-        coefficient, kl, target=config.kl_target, horizon=config.kl_horizon, episodes=config.prompts
+        coefficient, kl, target=config.kl_target, horizon=config.kl_horizon, episodes=episodes
     )
     is_last = state.step % config.updates == config.updates - 1
     return jnp.where(is_last, adapted, coefficient)

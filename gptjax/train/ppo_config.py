@@ -12,7 +12,8 @@ Span = Literal["minibatch", "rollout"]
 class PpoConfig:
     """PPO's settings; defaults as in InstructGPT where it states them, else as in lm-human-preferences.
 
-    prompts: B of a rollout.  minibatches: updates per epoch; they divide B.  epochs: passes over a rollout.
+    minibatches: updates per epoch; they divide B, the prompts of a rollout, which are an experiment's batch_size.
+    epochs: passes over a rollout.
     response_tokens: R, longest response.  temperature: of sampling and of every log-probability.  Truncated sampling
     (top-k, top-p) is not offered: the ratio would compare two different distributions.
     kl_coefficient: reward units per nat; kl_target, kl_horizon: steer it (None: it stays).
@@ -32,7 +33,6 @@ class PpoConfig:
     ptx_rows: pre-training rows per prompt.
     """
 
-    prompts: int = 64
     minibatches: int = 4
     epochs: int = 1
     response_tokens: int = 64
@@ -63,7 +63,7 @@ class PpoConfig:
         check_numbers(
             self,
             "ppo",
-            at_least_1=("prompts", "minibatches", "epochs", "response_tokens", "ptx_rows"),
+            at_least_1=("minibatches", "epochs", "response_tokens", "ptx_rows"),
             positive=(
                 "temperature",
                 "kl_target",
@@ -77,8 +77,6 @@ class PpoConfig:
             not_negative=("kl_coefficient", "value_coefficient", "ptx_coefficient", "max_lag"),
             from_0_to_1=("discount", "trace"),
         )
-        if self.prompts % self.minibatches:
-            raise ValueError(f"ppo.minibatches {self.minibatches} do not divide ppo.prompts {self.prompts}")
         if self.average_decay is not None and not 0.0 <= self.average_decay < 1.0:
             raise ValueError(f"ppo.average_decay must lie in [0, 1), got {self.average_decay}")
 

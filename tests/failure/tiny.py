@@ -26,7 +26,7 @@ def experiment(task, steps: int, save_every: int) -> Experiment:
 
 
 def recipe() -> Recipe:
-    ppo = PpoConfig(prompts=8, minibatches=2, epochs=2, response_tokens=8, kl_target=0.1, ptx_coefficient=0.1)
+    ppo = PpoConfig(minibatches=2, epochs=2, response_tokens=8, kl_target=0.1, ptx_coefficient=0.1)
     text: dict[str, Any] = {"corpus": DATA / "corpus.jsonl", "heldout_fraction": 0.2, "row_tokens": 32}
     sft = SftTask(
         conversations=DATA / "chats.jsonl", heldout_fraction=0.2, row_tokens=48, prompt_tokens=32, answer_tokens=8

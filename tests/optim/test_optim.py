@@ -37,7 +37,7 @@ def test_ppo_warms_up_from_a_tenth_and_stays(dtype):
 def test_the_sizes_of_instructgpt_follow_from_each_other():
     # 64 prompts of at most C(9, 2) = 36 pairs; 256,000 episodes in rollouts of 512, each cut into minibatches of 64 and
     # learnt once; 8 pre-training examples for each episode
-    expected, updates = GOLDEN["expected"], PpoConfig(prompts=512, minibatches=512 // 64, epochs=1).updates
+    expected, updates = GOLDEN["expected"], PpoConfig(minibatches=512 // 64, epochs=1).updates
     assert expected["rm_max_comparisons_per_batch"] == 64 * 36
     assert expected["ppo_iterations_256k"] == 256_000 // 512
     assert expected["minibatch_updates"] == updates * 256_000 // 512

@@ -166,7 +166,7 @@ def test_one_update_of_policy_and_value_equals_trl(models, one_device):
         **drawn,
     )
     rollout = dataclasses.replace(put(rollout, one_device), version=jnp.zeros((), jnp.int32))
-    config = PpoConfig(prompts=4, minibatches=1, epochs=1, response_tokens=RESPONSE, temperature=0.7)
+    config = PpoConfig(minibatches=1, epochs=1, response_tokens=RESPONSE, temperature=0.7)
     optimizer = optax.sgd(1.0)
     extra = initial_extra(config, models.params["policy"])
     state = initial_state(models.params, optimizer, jax.random.key(0), **extra)

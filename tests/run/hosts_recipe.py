@@ -37,8 +37,8 @@ def lm() -> Recipe:
 
 def recipe() -> Recipe:
     prompts = {"prompts": DATA / "prompts.jsonl", "prompt_tokens": 32, "heldout_prompts": 3, "best_of": 2}
-    ppo = PpoConfig(prompts=8, minibatches=1, epochs=2, response_tokens=8, kl_target=0.1, ptx_coefficient=0.1)
-    grpo = GrpoConfig(prompts=8, minibatches=1, epochs=2, response_tokens=8)
+    ppo = PpoConfig(minibatches=1, epochs=2, response_tokens=8, kl_target=0.1, ptx_coefficient=0.1)
+    grpo = GrpoConfig(minibatches=1, epochs=2, response_tokens=8)
     sft = SftTask(
         conversations=DATA / "chats.jsonl", heldout_fraction=0.2, row_tokens=48, prompt_tokens=32, answer_tokens=8
     )

@@ -21,8 +21,8 @@ from gptjax.train.ppo_config import PpoConfig
 
 MODEL = ModelConfig(vocab_size=64, layers=1, width=16, heads=12, head_width=2, kv_heads=2, hidden=48)
 LM = Experiment(task=LmTask(row_tokens=32), model=MODEL, optimizer=OptimizerConfig(peak_lr=1.0), steps=1, batch_size=24)
-PPO = PpoTask(ppo=PpoConfig(prompts=24, minibatches=3, response_tokens=8), prompt_tokens=8)
-GRPO = GrpoTask(grpo=GrpoConfig(prompts=24, minibatches=3, group_size=2, response_tokens=8), prompt_tokens=8)
+PPO = PpoTask(ppo=PpoConfig(minibatches=3, response_tokens=8), prompt_tokens=8)
+GRPO = GrpoTask(grpo=GrpoConfig(minibatches=3, group_size=2, response_tokens=8), prompt_tokens=8)
 
 
 def laid_out(experiment, **axes):
@@ -55,14 +55,24 @@ def test_key_value_heads_may_be_fewer_than_the_tensor_axis():
             "batch_size / microbatches 6 is not a multiple of the mesh's data x fsdp x expert 4",
         ),
         (
-            replace(LM, task=PPO, microbatches=3),
+            replace(LM, task=PPO, steps=3, batch_size=22),
             {},
-            "task.ppo.prompts / task.ppo.minibatches 8 is not a multiple of microbatches 3",
+            "batch_size 22 is not a multiple of task.ppo.minibatches 3: change one of them",
         ),
         (
-            replace(LM, task=GRPO, microbatches=3),
+            replace(LM, task=GRPO, steps=4),
             {},
-            "task.grpo.prompts / task.grpo.minibatches x task.grpo.group_size 16 is not a multiple of microbatches 3",
+            "steps 4 is not a multiple of the 3 updates made on each rollout: change steps, task.grpo.minibatches or",
+        ),
+        (
+            replace(LM, task=PPO, steps=3, microbatches=3),
+            {},
+            "batch_size / task.ppo.minibatches 8 is not a multiple of microbatches 3",
+        ),
+        (
+            replace(LM, task=GRPO, steps=3, microbatches=3),
+            {},
+            "batch_size / task.grpo.minibatches x task.grpo.group_size 16 is not a multiple of microbatches 3",
         ),
     ],
 )
@@ -110,7 +120,7 @@ def test_a_row_of_candidates_may_be_longer_than_the_context():
 
 def test_microbatches_are_cut_from_what_an_update_sees():
     laid_out(replace(LM, microbatches=6), data=4)
-    laid_out(replace(LM, task=PPO, microbatches=2), data=4)
-    laid_out(replace(LM, task=GRPO, microbatches=4), data=4)
+    laid_out(replace(LM, task=PPO, steps=3, microbatches=2), data=4)
+    laid_out(replace(LM, task=GRPO, steps=3, microbatches=4), data=4)
     with pytest.raises(ValueError, match="microbatches must be at least 1, got 0"):
         replace(LM, microbatches=0)

@@ -171,7 +171,7 @@ def test_reference_numbers_are_computed_once_and_then_read(tmp_path):
 
 
 def test_grpo_goes_on_from_ppo_updates_on_whole_groups_and_can_talk(untrained, one_device_runs, tmp_path, capsys):
-    settings = GrpoConfig(prompts=4, group_size=3, minibatches=2, response_tokens=8)
+    settings = GrpoConfig(group_size=3, minibatches=2, response_tokens=8)
     task = GrpoTask(
         policy_from=str(untrained / "ppo"),
         reward_from=str(untrained / "reward"),
@@ -261,26 +261,6 @@ def test_the_winner_has_the_highest_score_among_those_that_ended():
 
 
 @pytest.mark.parametrize(
-    ("task", "settings", "message"),
-    [
-        (
-            GrpoTask(prompt_tokens=16, grpo=GrpoConfig(prompts=8, response_tokens=8)),
-            {},
-            "batch_size 4 differs from task.grpo.prompts 8",
-        ),
-        (
-            GrpoTask(prompt_tokens=16, grpo=GrpoConfig(prompts=4, response_tokens=8, epochs=3)),
-            {},
-            "steps 4 is no multiple of the 3 updates",
-        ),
-    ],
-)
-def test_settings_that_do_not_fit_are_named(task, settings, message, one_device_runs, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        run(recipe("grpo", task, **settings), tmp_path / "run")
-
-
-@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: DpoTask(reward_from=None), "task.comparisons or task.reward_from must be given"),
@@ -296,10 +276,10 @@ def test_tasks_without_a_meaning_are_refused(make, message):
 
 def test_groups_must_divide_over_the_mesh():
     # 4 prompts in 2 minibatches are 2 groups, which do not divide over fsdp 4
-    grpo = GrpoTask(prompt_tokens=16, grpo=GrpoConfig(prompts=4, minibatches=2, response_tokens=8))
+    grpo = GrpoTask(prompt_tokens=16, grpo=GrpoConfig(minibatches=2, response_tokens=8))
     experiment = recipe("grpo", grpo).stages["grpo"]
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
-    with pytest.raises(ValueError, match=r"task.grpo.prompts / task.grpo.minibatches 2 is not a multiple"):
+    with pytest.raises(ValueError, match=r"batch_size / task.grpo.minibatches 2 is not a multiple"):
         check_layout(experiment, mesh)
 
 
@@ -314,9 +294,9 @@ def test_a_program_rewards_the_policy_in_place_of_a_reward_model(kind, untrained
     about = {"policy_from": str(untrained / "sft"), "reward_from": None, "program": f"{__file__}:exact"}
     about |= {"prompts": untrained / "prompts.jsonl", "prompt_tokens": 16, "heldout_prompts": 2, "best_of": 2}
     if kind == "grpo":
-        task = GrpoTask(**about, grpo=GrpoConfig(prompts=4, group_size=2, response_tokens=8))
+        task = GrpoTask(**about, grpo=GrpoConfig(group_size=2, response_tokens=8))
     else:
-        task = PpoTask(**about, ppo=PpoConfig(prompts=4, minibatches=1, response_tokens=8, missing_end_penalty=0.0))
+        task = PpoTask(**about, ppo=PpoConfig(minibatches=1, response_tokens=8, missing_end_penalty=0.0))
     run(recipe(kind, task, steps=2), tmp_path / "run")
     found = result(tmp_path / "run", kind)
     assert found[f"proxy_{kind}"] == found[f"gold_{kind}"] == found[f"reward_{kind}"]

@@ -4,7 +4,7 @@ import pytest
 
 from gptjax.run.tasks.ppo_presets import instructgpt, n_plus, ziegler
 
-COMMON = {"clip": 0.2, "value_clip": 0.2, "discount": 1.0, "prompts": 512}
+COMMON = {"clip": 0.2, "value_clip": 0.2, "discount": 1.0}
 PPO = {
     instructgpt: COMMON
     | {"minibatches": 8, "epochs": 1, "kl_coefficient": 0.02, "kl_target": None, "temperature": 1.0}
@@ -30,6 +30,7 @@ def test_a_preset_has_the_published_figures(preset):
     found = preset()
     assert {name: getattr(found.ppo, name) for name in PPO[preset]} == PPO[preset]
     assert {name: getattr(found.optimizer, name) for name in OPTIMIZER[preset]} == OPTIMIZER[preset]
+    assert found.batch_size == 512
     assert found.steps == STEPS[preset]
     assert found.steps % found.ppo.updates == 0
 

@@ -11,7 +11,8 @@ def test_dpo_has_the_published_figures():
 
 
 def test_deepseekmath_has_the_published_figures():
-    grpo, optimizer = deepseekmath().grpo, deepseekmath().optimizer
+    found = deepseekmath()
+    grpo, optimizer = found.grpo, found.optimizer
     assert (grpo.group_size, grpo.kl_coefficient, grpo.response_tokens, optimizer.peak_lr) == (64, 0.04, 1024, 1e-6)
-    assert (grpo.prompts * grpo.group_size, grpo.updates) == (1024, 1)  # a batch of 1,024, a single update
+    assert (found.batch_size * grpo.group_size, grpo.updates) == (1024, 1)  # a batch of 1,024, a single update
     assert not grpo.kl_in_reward

@@ -36,9 +36,7 @@ from gptjax.types import (
 
 SIZES = {"vocab_size": 64, "layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "hidden": 32, "max_length": 32}
 ADAMW = OptimizerConfig(peak_lr=1e-2, weight_decay=0.1, eps=1e-3)
-PPO = PpoConfig(
-    prompts=16, minibatches=2, epochs=2, response_tokens=8, kl_coefficient=0.1, ptx_coefficient=0.5, average_decay=0.9
-)
+PPO = PpoConfig(minibatches=2, epochs=2, response_tokens=8, kl_coefficient=0.1, ptx_coefficient=0.5, average_decay=0.9)
 HEAD = replace(
     PPO, value_model="head", value_coefficient=0.1, whiten_rewards="minibatch", stop_kl=1.0, importance_cap=2.0
 )
@@ -177,9 +175,7 @@ def group_rollout(rng, prompts=16, group=3, length=16, responses=8):
 
 def grpo_task(loss, *, sampled=False):
     """Three updates on a given rollout, or on a sampled one."""
-    settings = GrpoConfig(
-        prompts=16, group_size=3, minibatches=2, epochs=2, response_tokens=8, kl_coefficient=0.1, loss=loss
-    )
+    settings = GrpoConfig(group_size=3, minibatches=2, epochs=2, response_tokens=8, kl_coefficient=0.1, loss=loss)
 
     def build(switches):
         sizes = ModelConfig(**SIZES, **switches)

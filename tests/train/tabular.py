@@ -48,12 +48,13 @@ from gptjax.train.update import initial_state
 from gptjax.types import PpoBatch, PreferenceBatch, PromptBatch, TrainState
 
 ITERATIONS, DPO_STEPS = 120, 300
+PPO_ROWS, RLOO_ROWS = 256, 32  # prompts of a rollout
 CONFIG = PpoConfig(
-    prompts=256, minibatches=4, epochs=4, response_tokens=LONGEST, kl_coefficient=BETA, discount=1.0, trace=0.95,
+    minibatches=4, epochs=4, response_tokens=LONGEST, kl_coefficient=BETA, discount=1.0, trace=0.95,
     clip=0.2, missing_end_penalty=0.0,
 )  # fmt: skip
 RLOO = GrpoConfig(
-    prompts=32, group_size=8, minibatches=4, epochs=1, response_tokens=LONGEST, kl_coefficient=BETA,
+    group_size=8, minibatches=4, epochs=1, response_tokens=LONGEST, kl_coefficient=BETA,
     missing_end_penalty=0.0, loss=RlooLoss(),
 )  # fmt: skip
 DPO = DpoConfig(beta=1.0)
@@ -126,8 +127,8 @@ class Algorithm(NamedTuple):
 
 
 ALGORITHMS = {
-    "PPO": Algorithm(ppo, lambda: prompts(CONFIG.prompts)),
-    "RLOO": Algorithm(rloo, lambda: prompts(RLOO.prompts).prompts),
+    "PPO": Algorithm(ppo, lambda: prompts(PPO_ROWS)),
+    "RLOO": Algorithm(rloo, lambda: prompts(RLOO_ROWS).prompts),
     "DPO": Algorithm(dpo, preferred_pairs),
 }
 

@@ -22,7 +22,7 @@ from gptjax.train.update import initial_state
 from gptjax.types import PromptBatch
 
 END = 3
-CONFIG = GrpoConfig(prompts=4, group_size=3, response_tokens=4, kl_coefficient=0.2, loss=RlooLoss())
+CONFIG = GrpoConfig(group_size=3, response_tokens=4, kl_coefficient=0.2, loss=RlooLoss())
 
 
 @pytest.fixture(scope="module")

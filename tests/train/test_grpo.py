@@ -18,7 +18,7 @@ from gptjax.train.update import initial_state
 from gptjax.types import GroupRollout
 
 END, SGD, UNIFORM = 3, optax.sgd(1.0), np.log(0.25)
-ONE = GrpoConfig(prompts=1, group_size=2, response_tokens=2, kl_coefficient=0.5)
+ONE = GrpoConfig(group_size=2, response_tokens=2, kl_coefficient=0.5)
 
 
 def host_rollout(actions, advantages, *, counted=True, logp_old=UNIFORM, logp_ref=UNIFORM, numbers=None):
@@ -138,12 +138,12 @@ def test_samples_that_do_not_count_move_nothing(loss, one_device):
 
 def test_minibatches_are_cut_along_prompts(one_device):
     # 6 prompts, numbered by their first token, in 3 minibatches of 2 whole groups: each epoch holds every prompt once
-    config = GrpoConfig(prompts=6, group_size=2, minibatches=3, epochs=2, response_tokens=2)
+    config = GrpoConfig(group_size=2, minibatches=3, epochs=2, response_tokens=2)
     rollout = put(host_rollout([[[1, 2], [2, END]]] * 6, [[1, -1]] * 6, numbers=range(6)), one_device)
     state = initial_state({"w": jnp.zeros(1)}, SGD, jax.random.key(0))
     orders = []
     for step in range(6):
-        rows_B, _ = minibatch_rows(dataclasses.replace(state, step=jnp.int32(step)), config)
+        rows_B, _ = minibatch_rows(dataclasses.replace(state, step=jnp.int32(step)), config, 6)
         batch = taken(rollout, rows_B)
         numbers_BC = np.asarray(batch.tokens_BCT[:, :, 0])
         np.testing.assert_array_equal(numbers_BC[:, 0], numbers_BC[:, 1])
@@ -199,7 +199,7 @@ def test_a_nan_score_or_reference_is_counted_and_masked():
     ("wrong", "message"),
     [
         ({"group_size": 1}, "grpo.group_size must be at least 2: answers are compared, got 1"),
-        ({"minibatches": 5}, "grpo.minibatches 5 do not divide grpo.prompts 64"),
+        ({"minibatches": 0}, "grpo.minibatches must be at least 1, got 0"),
         ({"temperature": 0.0}, "grpo.temperature must be positive, got 0.0"),
         ({"epochs": 0}, "grpo.epochs must be at least 1, got 0"),
         ({"loss": RlooLoss(surrogate="reinforce"), "epochs": 2}, "a rollout gets 2 updates"),
@@ -221,3 +221,9 @@ def test_wrong_settings_are_named(wrong, message):
 def test_wrong_bounds_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         GrpoLoss(**wrong)
+
+
+def test_minibatches_that_do_not_divide_the_rollout_are_refused():
+    state = initial_state({"w": jnp.zeros(1)}, optax.sgd(1.0), jax.random.key(0))
+    with pytest.raises(ValueError, match="3 minibatches do not divide a rollout of 64 prompts"):
+        minibatch_rows(state, GrpoConfig(minibatches=3), 64)

@@ -16,9 +16,7 @@ from gptjax.train.update import initial_state
 from gptjax.types import PpoBatch, PromptBatch
 
 SIZES = ModelConfig(vocab_size=16, layers=1, width=8, heads=2, max_length=16)
-PPO = PpoConfig(
-    prompts=4, minibatches=2, response_tokens=5, temperature=0.7, kl_coefficient=0.1, kl_target=1.0, kl_horizon=100.0
-)
+PPO = PpoConfig(minibatches=2, response_tokens=5, temperature=0.7, kl_coefficient=0.1, kl_target=1.0, kl_horizon=100.0)
 
 
 @pytest.fixture

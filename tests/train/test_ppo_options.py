@@ -21,7 +21,7 @@ from gptjax.train.update import initial_state
 from gptjax.types import LmBatch, PpoBatch, PromptBatch
 
 END, LONGEST = 3, 3
-BASE = PpoConfig(prompts=16, minibatches=2, epochs=2, response_tokens=LONGEST, kl_coefficient=0.2)
+BASE = PpoConfig(minibatches=2, epochs=2, response_tokens=LONGEST, kl_coefficient=0.2)
 REWARDS = (0.0, 1.0, -1.0, 0.5)
 
 

@@ -73,7 +73,7 @@ def test_one_step_of_a_reward_table(one_device):
     assert float(metrics["reward/accuracy"]) == 0.5  # equal scores are half right
 
 
-CONFIG = PpoConfig(prompts=16, minibatches=4, epochs=2, response_tokens=3, kl_coefficient=0.2, kl_target=1e-3)
+CONFIG = PpoConfig(minibatches=4, epochs=2, response_tokens=3, kl_coefficient=0.2, kl_target=1e-3)
 
 
 @pytest.fixture

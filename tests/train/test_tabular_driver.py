@@ -7,7 +7,19 @@ import jax
 import numpy as np
 import pytest
 from log_values import log_values
-from tabular import CONFIG, DPO, DPO_STEPS, ITERATIONS, POLICY, RLOO, adam, first_state, policy_adam
+from tabular import (
+    CONFIG,
+    DPO,
+    DPO_STEPS,
+    ITERATIONS,
+    POLICY,
+    PPO_ROWS,
+    RLOO,
+    RLOO_ROWS,
+    adam,
+    first_state,
+    policy_adam,
+)
 from tabular_world import (
     END,
     accepted,
@@ -38,21 +50,19 @@ from gptjax.train.ppo import ppo_step, served_policy
 from gptjax.train.rollout import collect
 from gptjax.train.update import initial_state
 
-SHORT = replace(
-    CONFIG, prompts=32, minibatches=2, epochs=2, kl_target=0.5, kl_horizon=200.0, average_decay=0.9, stop_kl=1e-3
-)
+SHORT = replace(CONFIG, minibatches=2, epochs=2, kl_target=0.5, kl_horizon=200.0, average_decay=0.9, stop_kl=1e-3)
 
 
 class Interrupted(Exception):
     """Stands for kill -9 between two rollouts."""
 
 
-def tabular_task(config, rollouts):
+def tabular_task(config, rollouts, rows=PPO_ROWS):
     tx = adam(rollouts * config.updates)
     about = {"policy": table_model(), "scalar": scalar_tables(), "config": config}
     return Task(
         init=lambda key: first_state(key, config, tx),
-        data=lambda position: prompts(config.prompts),
+        data=lambda position: prompts(rows),
         collect=partial(collect, **about, end_id=END),
         frozen_models=jax.jit(frozen_models)(),
         step=partial(ppo_step, **about, optimizer=tx),
@@ -69,7 +79,7 @@ def rloo_task():
     model, tx = table_model(), policy_adam(ITERATIONS * RLOO.updates)
     return Task(
         init=lambda key: initial_state(model.init(key), tx, key),
-        data=lambda position: prompts(RLOO.prompts).prompts,
+        data=lambda position: prompts(RLOO_ROWS).prompts,
         collect=partial(collect_groups, policy=model, scalar=scalar_tables(), config=RLOO, end_id=END),
         frozen_models=jax.jit(frozen_models)(),
         step=partial(grpo_step, policy=model, optimizer=tx, config=RLOO),
@@ -124,8 +134,8 @@ def test_a_run_that_was_broken_off_ends_bitwise_like_one_that_was_not(tmp_path, 
             raise Interrupted
         return task.data(position)
 
-    task = tabular_task(SHORT, 8)
-    settings = experiment(PpoTask(ppo=SHORT), steps=8 * SHORT.updates, prompts=SHORT.prompts, save_every=8)
+    task = tabular_task(SHORT, 8, 32)
+    settings = experiment(PpoTask(ppo=SHORT), steps=8 * SHORT.updates, prompts=32, save_every=8)
     whole, _ = run(tmp_path / "whole", task, settings)
     with pytest.raises(Interrupted):
         run(tmp_path / "broken", replace(task, data=data), settings)
@@ -153,7 +163,7 @@ def test_a_run_that_was_broken_off_ends_bitwise_like_one_that_was_not(tmp_path, 
 @pytest.mark.slow
 def test_the_driver_reaches_the_optimum_with_ppo(tmp_path, one_device):
     steps = ITERATIONS * CONFIG.updates
-    settings = experiment(PpoTask(ppo=CONFIG), steps=steps, prompts=CONFIG.prompts, save_every=480)
+    settings = experiment(PpoTask(ppo=CONFIG), steps=steps, prompts=PPO_ROWS, save_every=480)
     _, about = run(tmp_path, tabular_task(CONFIG, ITERATIONS), settings)
     assert accepted(figures(np.zeros((52, 4)))._replace(**about["evaluation"]))
 
@@ -161,7 +171,7 @@ def test_the_driver_reaches_the_optimum_with_ppo(tmp_path, one_device):
 @pytest.mark.slow
 def test_the_driver_reaches_the_optimum_with_rloo(tmp_path, one_device):
     steps = ITERATIONS * RLOO.updates
-    settings = experiment(GrpoTask(grpo=RLOO), steps=steps, prompts=RLOO.prompts, save_every=steps)
+    settings = experiment(GrpoTask(grpo=RLOO), steps=steps, prompts=RLOO_ROWS, save_every=steps)
     _, about = run(tmp_path, rloo_task(), settings)
     assert accepted(figures(np.zeros((52, 4)))._replace(**about["evaluation"]))
 

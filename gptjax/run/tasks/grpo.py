@@ -11,7 +11,7 @@ from gptjax.model.pure import scalar_model
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.asked import PromptedTask, prompted
 from gptjax.run.tasks.examination import Examination
-from gptjax.run.tasks.outlines import abstract_prompts, check_rollout_sizes, fresh_reward, trained_model, untrained
+from gptjax.run.tasks.outlines import abstract_prompts, fresh_reward, trained_model, untrained
 from gptjax.run.tasks.program import answering
 from gptjax.run.tasks.upstream import inherited, load_policy, reward_model, started_at
 from gptjax.train.group_rollout import collect_groups
@@ -31,7 +31,6 @@ class GrpoTask(PromptedTask):
 def build(config: GrpoTask, setup: Setup) -> Task:
     """The task, with its prompts rendered and its three models at hand."""
     settings = config.grpo
-    check_rollout_sizes("grpo", settings, setup)
     policy_folder, tokenizer = inherited(config.policy_from, setup)
     made = outline(config, setup, end_id=tokenizer.end_id)
     (policy, tx), scalar = trained_model(setup), scalar_model(setup.model)
@@ -48,7 +47,7 @@ def build(config: GrpoTask, setup: Setup) -> Task:
     return Task(
         init=made.init,
         start=started_at(reference, tx),
-        data=lambda position: batch_at(prompts, position, settings.prompts, setup.seed, setup.share),
+        data=lambda position: batch_at(prompts, position, setup.batch_size, setup.seed, setup.share),
         answered=None if answer is None else lambda s, batch, *rest: answer(s.params, s.frozen, batch, *rest),
         collect=made.collect,
         frozen_models=frozen_models,
@@ -71,14 +70,10 @@ def outline(config: GrpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
         config: the task's settings.
         setup: of the stage.
         end_id: the end-of-turn token; which one makes no difference to the size of the program.
-
-    Raises:
-        ValueError: the numbers of prompts, minibatches and steps do not go together.
     """
     settings = config.grpo
-    check_rollout_sizes("grpo", settings, setup)
     (policy, tx), scalar = trained_model(setup), scalar_model(setup.model)
-    rows, length = settings.prompts * settings.group_size, config.prompt_tokens + settings.response_tokens
+    rows, length = setup.batch_size * settings.group_size, config.prompt_tokens + settings.response_tokens
     forward = setup.model.forward_flops_per_token(length)
     drawing = forward + setup.model.forward_flops_per_token(length, scalar=True)  # sampling, reward
     given = config.reward_program is not None
@@ -88,7 +83,7 @@ def outline(config: GrpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
         init=untrained(policy, tx),
         step=partial(grpo_step, policy=policy, optimizer=tx, config=settings),
         batch=abstract_prompts(
-            settings.prompts,
+            setup.batch_size,
             config.prompt_tokens,
             given=(rows, settings.response_tokens) if given else None,
         ),

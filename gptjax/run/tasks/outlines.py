@@ -11,8 +11,6 @@ from gptjax.model.pure import language_model
 from gptjax.model_types import Model, ScalarModel
 from gptjax.optim.optimizer import optimizer
 from gptjax.run.task import Outline, Setup
-from gptjax.train.grpo import GrpoConfig
-from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.update import initial_state
 from gptjax.types import Drawn, LmBatch, Metrics, Params, PromptBatch, TrainState
 
@@ -90,13 +88,3 @@ def abstract_prompts(prompts: int, tokens: int, *, given: tuple[int, int] | None
         lengths_B=jax.ShapeDtypeStruct((prompts,), jnp.int32),
         drawn=answers,
     )
-
-
-def check_rollout_sizes(name: str, settings: PpoConfig | GrpoConfig, setup: Setup) -> None:
-    """Raise ValueError if prompts or updates of a rollout do not fit the stage; `name` is that of its settings."""
-    if setup.batch_size != settings.prompts:
-        raise ValueError(
-            f"batch_size {setup.batch_size} differs from task.{name}.prompts {settings.prompts}: make them equal"
-        )
-    if setup.steps % settings.updates:
-        raise ValueError(f"steps {setup.steps} is no multiple of the {settings.updates} updates made on each rollout")

@@ -17,7 +17,7 @@ from gptjax.optim.optimizer import OptimizerConfig, optimizer
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.asked import PromptedTask, prompted
 from gptjax.run.tasks.examination import Examination
-from gptjax.run.tasks.outlines import abstract_prompts, abstract_rows, check_rollout_sizes, first_state, fresh_reward
+from gptjax.run.tasks.outlines import abstract_prompts, abstract_rows, first_state, fresh_reward
 from gptjax.run.tasks.program import answering
 from gptjax.run.tasks.rows import RowsConfig
 from gptjax.run.tasks.tax import pretraining
@@ -73,7 +73,6 @@ class Models(NamedTuple):
 
 def build(config: PpoTask, setup: Setup) -> Task:
     """The task, with its prompts rendered and its four models at hand."""
-    check_rollout_sizes("ppo", config.ppo, setup)
     policy_folder, tokenizer = inherited(config.policy_from, setup)
     made = outline(config, setup, end_id=tokenizer.end_id)
     policy, scalar, *_ = models = _models(config, setup)
@@ -88,8 +87,8 @@ def build(config: PpoTask, setup: Setup) -> Task:
     begin, key = jax.jit(partial(_begun, config, models)), jax.random.key(setup.seed)
 
     def data(position):
-        batch = batch_at(prompts, position, config.ppo.prompts, setup.seed, setup.share)
-        n_rows, _ = _ptx(config)
+        batch = batch_at(prompts, position, setup.batch_size, setup.seed, setup.share)
+        n_rows, _ = _ptx(config, setup)
         rows = text.draw(position, n_rows, setup.seed + 1, setup.share) if text is not None and n_rows else None
         return PpoBatch(prompts=batch, pretrain=rows)
 
@@ -133,11 +132,7 @@ def outline(config: PpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
         config: the task's settings.
         setup: of the stage.
         end_id: the end-of-turn token; which one makes no difference to the size of the program.
-
-    Raises:
-        ValueError: the numbers of prompts, updates and steps do not go together.
     """
-    check_rollout_sizes("ppo", config.ppo, setup)
     policy, scalar, head, tx = _models(config, setup)
     about = {"policy": policy, "scalar": scalar, "head": head, "config": config.ppo}
     ppo, value = config.ppo, head or scalar
@@ -150,15 +145,15 @@ def outline(config: PpoTask, setup: Setup, *, end_id: int = 0) -> Outline:
         reference = _reference(config, policy.init(key), policy)
         return {"reference": reference} | fresh_reward(config.reward_from, scalar, key)
 
-    ptx_rows, row_tokens = _ptx(config)
-    given = None if config.reward_program is None else (ppo.prompts, ppo.response_tokens)
-    tokens = ppo.prompts * (config.prompt_tokens + ppo.response_tokens)
+    ptx_rows, row_tokens = _ptx(config, setup)
+    given = None if config.reward_program is None else (setup.batch_size, ppo.response_tokens)
+    tokens = setup.batch_size * (config.prompt_tokens + ppo.response_tokens)
     step_flops, collect_flops = _flops(config, setup, tokens)
     return Outline(
         init=init,
         step=partial(ppo_step, **about, optimizer=tx),
         batch=PpoBatch(
-            prompts=abstract_prompts(ppo.prompts, config.prompt_tokens, given=given),
+            prompts=abstract_prompts(setup.batch_size, config.prompt_tokens, given=given),
             pretrain=abstract_rows(ptx_rows, row_tokens) if ptx_rows else None,
         ),
         collect=partial(collect, **about, end_id=end_id),
@@ -177,17 +172,17 @@ def _flops(config: PpoTask, setup: Setup, tokens: int) -> tuple[float, float]:
     length = config.prompt_tokens + ppo.response_tokens
     policy, judge = (model.forward_flops_per_token(length, scalar=scalar) for scalar in (False, True))
     value = judge if ppo.value_model == "separate" else 0.0
-    rows, row_tokens = _ptx(config)
+    rows, row_tokens = _ptx(config, setup)
     step = 3 * tokens * (policy + value) + rows * row_tokens * model.train_flops_per_token(row_tokens)
     drawing = policy + judge if config.reward_program is None else 0.0  # sampling, reward
     return step / ppo.minibatches, tokens * (drawing + 2 * policy + value)  # sampling policy, reference
 
 
-def _ptx(config: PpoTask) -> tuple[int, int]:
+def _ptx(config: PpoTask, setup: Setup) -> tuple[int, int]:
     """(pre-training rows of a rollout's updates, tokens of each); 0 without PPO-ptx."""
     if config.pretrain is None or config.ppo.ptx_coefficient == 0:
         return 0, 0
-    return config.ppo.prompts * config.ppo.ptx_rows, config.pretrain.row_tokens
+    return setup.batch_size * config.ppo.ptx_rows, config.pretrain.row_tokens
 
 
 def _models(config: PpoTask, setup: Setup) -> Models:

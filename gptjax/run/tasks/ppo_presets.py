@@ -11,7 +11,7 @@ from gptjax.train.ppo_config import PpoConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PpoPreset:
-    """ppo and optimizer (of the policy) belong into an experiment, steps are its updates.
+    """ppo and optimizer (of the policy) belong into an experiment, batch_size are its prompts, steps its updates.
 
     value_optimizer: of the separate value model; None: one optimizer for both, or the same settings.
     """
@@ -19,6 +19,7 @@ class PpoPreset:
     ppo: PpoConfig
     optimizer: OptimizerConfig
     value_optimizer: OptimizerConfig | None = None
+    batch_size: int = 512
     steps: int
 
 
@@ -31,7 +32,6 @@ def instructgpt() -> PpoPreset:
     Source: Ouyang et al. 2022, arXiv:2203.02155, appendix C.4.
     """
     ppo = PpoConfig(
-        prompts=512,
         minibatches=8,
         epochs=1,
         temperature=1.0,
@@ -56,7 +56,6 @@ def ziegler() -> PpoPreset:
     Source: lm-human-preferences, launch.py and train_policy.py; Ziegler et al. 2019, arXiv:1909.08593.
     """
     ppo = PpoConfig(
-        prompts=512,
         minibatches=1,
         epochs=4,
         temperature=0.7,
@@ -72,7 +71,7 @@ def ziegler() -> PpoPreset:
         missing_end_score=-1.0,
         whiten_rewards="minibatch",
     )
-    steps = 1_000_000 // ppo.prompts * ppo.updates
+    steps = 1_000_000 // 512 * ppo.updates
     return PpoPreset(ppo=ppo, optimizer=_linear(1e-5, eps_mode="tf"), steps=steps)
 
 
@@ -82,7 +81,6 @@ def n_plus() -> PpoPreset:
     Source: Huang et al. 2024, arXiv:2403.17031.
     """
     ppo = PpoConfig(
-        prompts=512,
         minibatches=1,
         epochs=4,
         temperature=0.7,
@@ -94,7 +92,7 @@ def n_plus() -> PpoPreset:
         value_coefficient=0.1,
         missing_end_score=-1.0,
     )
-    steps = 1_000_000 // ppo.prompts * ppo.updates
+    steps = 1_000_000 // 512 * ppo.updates
     return PpoPreset(ppo=ppo, optimizer=_linear(3e-6, eps_mode="paper"), steps=steps)
 
 

@@ -18,10 +18,11 @@ class DpoPreset:
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoPreset:
-    """grpo and optimizer belong into an experiment, whose batch_size is grpo.prompts."""
+    """grpo and optimizer belong into an experiment.  batch_size: prompts."""
 
     grpo: GrpoConfig
     optimizer: OptimizerConfig
+    batch_size: int
 
 
 def dpo() -> DpoPreset:
@@ -47,8 +48,7 @@ def deepseekmath() -> GrpoPreset:
     """
     loss = GrpoLoss(aggregation="sequence", kl="k3_biased")
     return GrpoPreset(
-        grpo=GrpoConfig(
-            prompts=16, group_size=64, minibatches=1, epochs=1, response_tokens=1024, kl_coefficient=0.04, loss=loss
-        ),
+        grpo=GrpoConfig(group_size=64, minibatches=1, epochs=1, response_tokens=1024, kl_coefficient=0.04, loss=loss),
         optimizer=OptimizerConfig(peak_lr=1e-6, schedule="constant"),
+        batch_size=16,
     )

@@ -25,7 +25,7 @@ def experiment() -> Experiment:
 
 
 def ppo() -> Experiment:
-    settings = PpoConfig(prompts=16, minibatches=2, response_tokens=8)
+    settings = PpoConfig(minibatches=2, response_tokens=8)
     return Experiment(
         task=PpoTask(ppo=settings, prompt_tokens=8),
         model=MODEL,
