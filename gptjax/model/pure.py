@@ -125,12 +125,12 @@ def _init(module: nnx.Module, key: jax.Array) -> Params:
 
 
 def _gather(module: nnx.Module, dtype: Any, params: Params) -> Params:
-    letters = _metadata(module, "letters")
+    def gathered(param: jax.Array, letters: str, role: str) -> jax.Array:
+        # norms and routers compute in their own dtype in training: rounded here, another policy would sample
+        own = role == "norm" or letters.endswith("DE")
+        return reshard(param if own else param.astype(dtype), dims.gathered_spec(letters, param.shape))
 
-    def gathered(param: jax.Array, letter: str) -> jax.Array:
-        return reshard(param.astype(dtype), dims.gathered_spec(letter, param.shape))
-
-    return jax.tree.map(gathered, params, letters)
+    return jax.tree.map(gathered, params, _metadata(module, "letters"), _metadata(module, "role"))
 
 
 def _nested(flat: dict[tuple[str, ...], Any]) -> Params:

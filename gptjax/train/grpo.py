@@ -210,9 +210,10 @@ def _rloo_sum(logp_BR, mask_BR, rows: GroupRollout, how: RlooLoss):
 
 
 def _update_metrics(sums: dict[str, jax.Array], count: jax.Array) -> Metrics:
-    """Means over tokens or answers, from the sums over them."""
+    """The tokens that count, and means over them or over answers from the sums over them."""
     terms = jnp.maximum(sums["terms"], 1)
     metrics = {
+        "grpo/tokens": sums["tokens"],
         "grpo/clip_low_fraction": sums["clipped_low"] / terms,
         "grpo/clip_high_fraction": sums["clipped_high"] / terms,
         "grpo/approx_kl_k3_nats": sums["k3"] / terms,
@@ -226,7 +227,7 @@ def _update_metrics(sums: dict[str, jax.Array], count: jax.Array) -> Metrics:
 
 
 def _rollout_metrics(rollout: GroupRollout) -> Metrics:
-    """Means over the samples that count, so that a NaN score shows in `unscored` alone."""
+    """Means over the samples that count, so that a NaN score shows in `unscored` alone; lengths and ends over all."""
     counted_BC, mask_BCR = rollout.counted_BC, rollout.mask_BCR
     n_counted, samples = jnp.maximum(jnp.sum(counted_BC), 1), counted_BC.size
     k1_BCR, _, k3_BCR = kl_estimates(rollout.logp_old_BCR, rollout.logp_ref_BCR, mask_BCR & counted_BC[:, :, None])
@@ -240,6 +241,5 @@ def _rollout_metrics(rollout: GroupRollout) -> Metrics:
         "grpo/uncounted_samples": samples - jnp.sum(counted_BC),
         "grpo/unscored_samples": jnp.sum(~jnp.isfinite(rollout.scores_BC)),
         "grpo/response_tokens": tokens / samples,
-        "grpo/tokens": tokens,
         "grpo/end_rate": jnp.mean(rollout.ended_BC.astype(dtype)),
     }

@@ -36,7 +36,8 @@ def minibatch_rows(state: TrainState, config: Updates, prompts: int) -> tuple[ja
     number = state.step % config.updates
     epoch, piece = number // config.minibatches, number % config.minibatches
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step // config.updates)
-    order_B = jax.random.permutation(jax.random.fold_in(key, epoch + 1), prompts)
+    # the small numbers are the tokens of the answers, which `collect` draws with the same key
+    order_B = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), epoch), prompts)
     size = prompts // config.minibatches
     return jax.lax.dynamic_slice_in_dim(order_B, piece * size, size), piece
 

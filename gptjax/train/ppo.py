@@ -82,12 +82,12 @@ def ppo_step(
     stopped = _stopped(state, metrics["ppo/approx_kl_k3_nats"], config)
     wanted, coefficient = ~(stale | stopped), _next_coefficient(state, kl, rollout.mask_BR.shape[0], config)
     after, figures = advance(
-        state, grads, optimizer, loss=loss, wanted=wanted, kl_coefficient=coefficient, stopped=stopped
+        state, grads, optimizer, loss=loss, wanted=wanted, kl_coefficient=coefficient
     )
     made = wanted & (figures["optim/updates_skipped"] == 0)
     metrics |= _rollout_metrics(rollout, kl, state.extra["kl_coefficient"]) | figures
     metrics |= {"ppo/updates": made.astype(jnp.int32), "ppo/stale": stale.astype(jnp.int32)}
-    return _counted(made, after, state, config), metrics
+    return _counted(made, stopped, after, state, config), metrics
 
 
 def _gradients(
@@ -175,10 +175,11 @@ def _policy_sum(params: Params, state, h_BRD, batch: Rollout, policy: Model, con
 
 
 def _update_metrics(sums: dict[str, jax.Array], batch: Rollout, count: jax.Array) -> Metrics:
-    """Means over the minibatch's tokens, from the sums over them."""
+    """The minibatch's tokens, and means over them from the sums over them."""
     error_variance = _variance(batch.returns_BR - batch.values_BR, batch.mask_BR)
     return_variance = _variance(batch.returns_BR, batch.mask_BR)
     return {
+        "ppo/tokens": jnp.sum(batch.mask_BR),
         "ppo/policy_loss": sums["policy_loss"] / count,
         "ppo/clip_fraction": (sums["clipped_low"] + sums["clipped_high"]) / count,
         "ppo/approx_kl_k2_nats": sums["k2"] / count,
@@ -203,7 +204,8 @@ def _with_pretraining(
         del number
         sums, router = row_sums(params, state.frozen, batch, policy)
         nll = sums.nll_sum / count
-        return nll + router_loss(router, rows), nll
+        # the whole gradient is weighed by the coefficient, of which the routers' own losses know nothing
+        return nll + router_loss(router, rows) / config.ptx_coefficient, nll
 
     own, losses = accumulated(share, state.params["policy"], pretrain, microbatches)
     loss = totals(losses)
@@ -224,9 +226,15 @@ def _stopped(state: TrainState, k3: jax.Array, config: PpoConfig) -> jax.Array:
     return (state.extra["stopped"] & ~is_first) | (k3 > 1.5 * config.stop_kl)
 
 
-def _counted(made: jax.Array, after: TrainState, before: TrainState, config: PpoConfig) -> TrainState:
-    """`after` with what an update moves if it was made: their count and, if it is kept, the average of the policy."""
-    extra = after.extra | {"updates_made": before.extra["updates_made"] + made.astype(jnp.int32)}
+def _counted(
+    made: jax.Array, stopped: jax.Array, after: TrainState, before: TrainState, config: PpoConfig
+) -> TrainState:
+    """`after` with what an update moves if it was made: their count and, if it is kept, the average of the policy.
+
+    Whether this rollout's updates are over holds even after one that was not finite: what the state still says of the
+    rollout before would stop them all.
+    """
+    extra = after.extra | {"updates_made": before.extra["updates_made"] + made.astype(jnp.int32), "stopped": stopped}
     if config.average_decay is not None:
         decay, average = config.average_decay, before.extra["average"]
         moved = jax.tree.map(
@@ -254,7 +262,6 @@ def _rollout_metrics(rollout: Rollout, kl: jax.Array, kl_coefficient: jax.Array)
         "ppo/non_score_reward": -kl_coefficient * kl,
         "ppo/reward": score - kl_coefficient * kl,
         "ppo/response_tokens": tokens / rows,
-        "ppo/tokens": tokens,
         "ppo/end_rate": jnp.sum(rollout.ended_B & scored_B) / rows,
         "ppo/unscored": jnp.sum(~scored_B),
     }

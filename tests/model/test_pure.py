@@ -116,11 +116,29 @@ def test_the_past_has_no_gradient_of_the_future(one_device):
     np.testing.assert_array_equal(slopes_T[3:], 0.0)
 
 
-def test_gathered_parameters_have_the_compute_dtype(one_device):
-    model = language_model(dataclasses.replace(CONFIG, dtype="bfloat16"))
+def test_gathered_parameters_have_the_dtype_that_they_compute_in(one_device):
+    model = language_model(dataclasses.replace(CONFIG, dtype="bfloat16", experts=2))
     params = jax.eval_shape(model.init, jax.random.key(0))
     assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float32"}
-    assert {x.dtype.name for x in jax.tree.leaves(jax.eval_shape(model.gather, params))} == {"bfloat16"}
+    gathered = jax.eval_shape(model.gather, params)
+    kept = {jax.tree_util.keystr(path) for path, x in jax.tree.leaves_with_path(gathered) if x.dtype == jnp.float32}
+    assert {path for path in kept if "norm" not in path} == {"['blocks']['mlp']['router_DE']"}
+    assert len(kept) == 4  # of attention, of the experts and the last
+
+
+@pytest.mark.parametrize("experts", [None, 2])
+def test_the_sampler_is_the_policy_that_trains_in_bfloat16_too(experts, one_device):
+    model = language_model(dataclasses.replace(CONFIG, dtype="bfloat16", experts=experts))
+    noise = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: x * (1 + 0.1 * noise.normal(size=x.shape)).astype(x.dtype), jax.jit(model.init)(jax.random.key(0))
+    )
+    rows = on(one_device, [[5, 6, 7, 8, 9, 10]], [[1] * 6], [list(range(6))])
+    trained, sampled = (
+        jax.jit(lambda params: model.unembed(params, {}, model.hidden(params, {}, *rows)[0]))(held)
+        for held in (params, jax.jit(model.gather)(params))
+    )
+    np.testing.assert_array_equal(trained, sampled)
 
 
 def test_costs_by_hand():

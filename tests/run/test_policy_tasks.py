@@ -1,8 +1,11 @@
 """DPO, GRPO and rejection sampling through the real driver, from folders of stages that were never trained."""
 
 import dataclasses
+import gc
 import json
+from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -18,7 +21,7 @@ from gptjax.model.pure import language_model, scalar_model
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.driver import run
-from gptjax.run.experiment import Experiment, Recipe, check_layout
+from gptjax.run.experiment import Experiment, Recipe, build_task, check_layout, outline_task, setup_of
 from gptjax.run.mesh import MeshConfig, make_mesh
 from gptjax.run.metrics import read_metrics
 from gptjax.run.tasks.dpo import DpoTask, pairs_fingerprint, reference_rows
@@ -26,6 +29,8 @@ from gptjax.run.tasks.grpo import GrpoTask
 from gptjax.run.tasks.judge import Judge
 from gptjax.run.tasks.ppo import PpoTask
 from gptjax.run.tasks.rejection import RejectionTask, winner
+from gptjax.run.tasks.reward import RewardTask
+from gptjax.run.tasks.upstream import load_policy
 from gptjax.serve.model import load
 from gptjax.train.grpo import GrpoConfig
 from gptjax.train.ppo_config import PpoConfig
@@ -35,27 +40,28 @@ TINY = ModelConfig(vocab_size=300, layers=1, width=16, heads=2, hidden=32, max_l
 TEXTS = [f"What does number {n} do? It adds {n} to the sum and returns the result." for n in range(40)]
 
 
+def finished(folder, name, model, init, **extra):
+    """A finished stage whose weights were never trained."""
+    (folder / name).mkdir()
+    train_tokenizer(TEXTS, model.vocab_size).save(folder / name / "tokenizer.model")
+    (folder / name / "model.json").write_text(json.dumps(dataclasses.asdict(model)))
+    (folder / name / "result.json").write_text(json.dumps({"task": name}))
+    checkpoints = Checkpoints(folder / name / "checkpoints", keep=1)
+    with jax.set_mesh(make_mesh(MeshConfig(data=1), jax.devices()[:1])):
+        params = jax.jit(init)(jax.random.key(len(name)))
+        checkpoints.save(initial_state(params, optax.sgd(0.1), jax.random.key(0), **extra), 1, {})
+    checkpoints.close()
+
+
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
     """A folder with finished stages `sft`, `reward` and `ppo`, and files of prompts and rankings."""
     folder = tmp_path_factory.mktemp("untrained")
-    tokenizer = train_tokenizer(TEXTS, TINY.vocab_size)
     scalars = {"reward_gain": jax.numpy.ones(()), "reward_bias": jax.numpy.zeros(())}
-    with jax.set_mesh(make_mesh(MeshConfig(data=1), jax.devices()[:1])):
-        policy, scalar = language_model(TINY), scalar_model(TINY)
-        for name, init, extra in (
-            ("sft", policy.init, {}),
-            ("reward", scalar.init, scalars),
-            ("ppo", lambda key: {"policy": policy.init(key), "value": scalar.init(key)}, {}),
-        ):
-            (folder / name).mkdir()
-            tokenizer.save(folder / name / "tokenizer.model")
-            (folder / name / "model.json").write_text(json.dumps(dataclasses.asdict(TINY)))
-            (folder / name / "result.json").write_text(json.dumps({"task": name}))
-            checkpoints = Checkpoints(folder / name / "checkpoints", keep=1)
-            params = jax.jit(init)(jax.random.key(len(name)))
-            checkpoints.save(initial_state(params, optax.sgd(0.1), jax.random.key(0), **extra), 1, {})
-            checkpoints.close()
+    policy, scalar = language_model(TINY), scalar_model(TINY)
+    finished(folder, "sft", TINY, policy.init)
+    finished(folder, "reward", TINY, scalar.init, **scalars)
+    finished(folder, "ppo", TINY, lambda key: {"policy": policy.init(key), "value": scalar.init(key)})
     (folder / "recipe.json").write_text(json.dumps({"name": "untrained", "stages": ["sft", "reward", "ppo"]}))
     prompts = [[{"role": "user", "content": f"{n}?"}] for n in range(24)]
     lines = [json.dumps({"messages": messages}) for messages in prompts]
@@ -305,3 +311,45 @@ def test_a_program_rewards_the_policy_in_place_of_a_reward_model(kind, untrained
     rows = [row for row in read_metrics(tmp_path / "run" / kind / "metrics.jsonl") if f"{kind}/score" in row]
     assert len(rows) == 2
     assert all(np.isfinite(row[f"{kind}/score"]) for row in rows)
+
+
+def built(task, model, folder, mesh):
+    """The task of a stage with these settings, and its outline."""
+    experiment = Experiment(task=task, model=model, optimizer=ADAM, steps=4, batch_size=4)
+    setup = setup_of(experiment, folder=folder, mesh=mesh, stage_folder=Path)
+    return build_task(experiment, setup), outline_task(experiment, setup)
+
+
+def program_task(folder, **settings):
+    """PPO from the stage `folder`, with a program for a reward."""
+    about = {"reward_from": None, "program": f"{__file__}:exact", "prompts": folder.parent / "prompts.jsonl"}
+    return PpoTask(policy_from=str(folder), prompt_tokens=16, ppo=PpoConfig(response_tokens=8), **about, **settings)
+
+
+@pytest.mark.parametrize("kind", ["reward", "ppo"])
+def test_a_scalar_model_starts_from_a_policy_with_an_unembedding_of_its_own(kind, untrained, one_device, tmp_path):
+    model = dataclasses.replace(TINY, tied=False)
+    for name in ("prompts.jsonl", "ranked.jsonl"):
+        (tmp_path / name).write_bytes((untrained / name).read_bytes())
+    finished(tmp_path, "sft", model, language_model(model).init)
+    if kind == "ppo":
+        task = program_task(tmp_path / "sft")
+    else:
+        task = RewardTask(start_from=str(tmp_path / "sft"), comparisons=tmp_path / "ranked.jsonl")
+    task, outline = built(task, model, tmp_path / "stage", one_device)
+    state = task.start(jax.random.key(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, jax.eval_shape(outline.init, jax.random.key(0)))
+    first = load_policy(language_model(model), tmp_path / "sft", one_device)
+    trunk = state.params["trunk"] if kind == "reward" else state.params["value"]["trunk"]
+    chex.assert_trees_all_equal(trunk, {name: first[name] for name in trunk})
+
+
+@pytest.mark.parametrize(("reference", "held"), [("copy", 4), ("bfloat16", 2)])
+def test_beside_its_state_ppo_keeps_the_reference_and_nothing_else(reference, held, untrained, one_device, tmp_path):
+    gc.collect()
+    before = {id(x) for x in jax.live_arrays()}
+    task, _ = built(program_task(untrained / "sft", reference=reference), TINY, tmp_path, one_device)
+    gc.collect()
+    new = sum(x.nbytes for x in jax.live_arrays() if id(x) not in before)
+    parameters = sum(x.size for x in jax.tree.leaves(task.frozen_models))
+    assert held * parameters <= new < 1.1 * held * parameters

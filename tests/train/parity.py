@@ -1,7 +1,7 @@
 """The parity matrix: every objective on every layout gives one device's parameters after three AdamW updates.
 
     python tests/train/parity.py                                        # all of it: more than an hour on two cores
-    python tests/train/parity.py --objectives lm ppo --layouts "fsdp 2" "moe on expert 2" --dtype float32
+    python tests/train/parity.py --objectives lm ppo --layouts "fsdp 2" "moe, expert 2" --dtype float32
 
 Prints, for each layout (rows) and objective (columns), the largest difference of any parameter from those of one
 device, and the share of one device's state that each device holds, which must be what the letters of the parameters

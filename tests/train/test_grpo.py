@@ -227,3 +227,9 @@ def test_minibatches_that_do_not_divide_the_rollout_are_refused():
     state = initial_state({"w": jnp.zeros(1)}, optax.sgd(1.0), jax.random.key(0))
     with pytest.raises(ValueError, match="3 minibatches do not divide a rollout of 64 prompts"):
         minibatch_rows(state, GrpoConfig(minibatches=3), 64)
+
+
+def test_an_update_counts_its_own_tokens_and_not_those_of_the_whole_rollout(one_device):
+    config = GrpoConfig(group_size=2, minibatches=3, response_tokens=2)
+    rollout = host_rollout([[[1, 2], [2, END]]] * 6, [[1, -1]] * 6, numbers=range(6))
+    assert int(updated(one_device, rollout, config)[1]["grpo/tokens"]) == 8

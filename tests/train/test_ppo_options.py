@@ -61,6 +61,16 @@ def stepper(config):
     return jax.jit(partial(ppo_step, policy=POLICY, scalar=SCALAR, optimizer=ADAM, config=config))
 
 
+def test_a_first_update_that_is_not_finite_does_not_leave_the_rollout_stopped_by_the_one_before(one_device):
+    state, rollout, step = world(one_device, WATCHED)
+    state = dataclasses.replace(state, extra=state.extra | {"stopped": jnp.ones((), bool)})
+    broken = dataclasses.replace(rollout, returns_BR=jnp.full_like(rollout.returns_BR, jnp.nan))
+    after, metrics = step(state, broken)
+    assert (int(metrics["optim/updates_skipped"]), bool(after.extra["stopped"])) == (1, False)
+    _, metrics = step(after, rollout)
+    assert int(metrics["ppo/updates"]) == 1
+
+
 def test_updates_stop_for_the_rest_of_a_rollout_once_the_policy_went_too_far(one_device):
     # the first update always happens (k3 = 0) and goes further than 1.5 x 1e-6 nats; the other three leave no trace
     config = dataclasses.replace(BASE, stop_kl=1e-6, average_decay=0.5)
@@ -243,6 +253,10 @@ def test_eight_pretraining_rows_per_prompt_are_cut_with_the_prompts(one_device):
         ({"trace": 1.5}, r"ppo.trace must lie in \[0, 1\], got 1.5"),
         ({"max_lag": -1}, "ppo.max_lag must not be negative, got -1"),
         ({"average_decay": 1.0}, r"ppo.average_decay must lie in \[0, 1\), got 1.0"),
+        (
+            {"whiten_rewards": "minibatch", "whiten_advantages": "rollout"},
+            "makes each minibatch's advantages anew, which ppo.whiten_advantages 'rollout' has whitened before",
+        ),
         ({"ptx_rows": 0}, "ppo.ptx_rows must be at least 1, got 0"),
     ],
 )

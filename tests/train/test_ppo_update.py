@@ -10,6 +10,7 @@ import optax
 import pytest
 from tables import bigram, linear_head, table_of_values
 
+from gptjax.model_types import RouterSums
 from gptjax.run.mesh import put
 from gptjax.train.ppo import PpoConfig, initial_extra, minibatch, ppo_step
 from gptjax.train.update import initial_state
@@ -49,10 +50,13 @@ def host_rollout(actions, advantages, returns, *, logp_old=UNIFORM, padding=0, p
     )
 
 
-def updated(mesh, rollout, config):
+BIGRAM = bigram()
+
+
+def updated(mesh, rollout, config, policy=BIGRAM):
     params = {"policy": {"table": jnp.zeros((4, 4))}, "value": {"value": jnp.zeros(4)}}
     state = initial_state(params, SGD, jax.random.key(0), **initial_extra(config, params["policy"]))
-    step = partial(ppo_step, policy=bigram(), scalar=table_of_values(), optimizer=SGD, config=config)
+    step = partial(ppo_step, policy=policy, scalar=table_of_values(), optimizer=SGD, config=config)
     after, metrics = jax.jit(step)(state, put(rollout, mesh))
     return after.params["policy"]["table"], after.params["value"]["value"], metrics
 
@@ -168,6 +172,29 @@ def test_minibatches_carry_their_share_of_pretraining_rows(one_device):
         at = dataclasses.replace(state, step=jnp.int32(step))
         _, rows = minibatch(at, rollout, PpoConfig(minibatches=2))
         assert np.asarray(rows.tokens_BT).ravel().tolist() == wanted
+
+
+def test_an_update_counts_its_own_tokens_and_not_those_of_the_whole_rollout(one_device):
+    rollout = host_rollout([0, 1, 2, END], [0.0] * 4, [0.0] * 4)
+    *_, metrics = updated(one_device, rollout, PpoConfig(minibatches=4, response_tokens=1))
+    assert int(metrics["ppo/tokens"]) == 1
+
+
+def test_the_pretraining_coefficient_does_not_weigh_the_routers_loss(one_device):
+    # a router whose loss is the sum of the table: its slope is 1 / rows everywhere, in the rollout and in the text
+    def hidden(params, *rows, **how):
+        summed, nothing = jnp.sum(params["table"]) * rows[1].shape[0], jnp.zeros(())
+        router = RouterSums(loss=summed, balance=nothing, z=nothing, dropped=nothing, choices=nothing)
+        return BIGRAM.hidden(params, *rows, **how)[0], router
+
+    ones = np.ones((2, 2), np.int32)
+    text = LmBatch(tokens_BT=ones, targets_BT=ones, segments_BT=ones, positions_BT=ones, weights_BT=ones * 1.0)
+    rollout = host_rollout([1, END], [0.0, 0.0], [0.0, 0.0], pretrain=text)
+    routing = dataclasses.replace(BIGRAM, hidden=hidden)
+    for coefficient in (0.5, 10.0):
+        config = dataclasses.replace(PAIR, ptx_coefficient=coefficient)
+        without, routed = (updated(one_device, rollout, config, policy)[0] for policy in (BIGRAM, routing))
+        np.testing.assert_allclose(without - routed, 2.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from gptjax.run.tasks.asked import Asked, PolicyTask, asked_prompts
 from gptjax.run.tasks.comparisons import own_comparisons
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.outlines import trained_model, untrained
-from gptjax.run.tasks.upstream import inherited, load_policy, reward_model, started_at
+from gptjax.run.tasks.upstream import inherited, load_policy, reward_model, started
 from gptjax.train.dpo import DpoConfig, dpo_step, dpo_sums, pair_means, response_logps
 from gptjax.types import PreferenceBatch, TrainState
 
@@ -92,7 +92,7 @@ def build(config: DpoTask, setup: Setup) -> Task:
 
     return Task(
         init=made.init,
-        start=started_at(reference, tx),
+        start=started(model, tx, setup, config.policy_from),
         data=lambda position: batch_at(rows, position, setup.batch_size, setup.seed, setup.share),
         step=made.step,
         evaluate=evaluate,

@@ -13,7 +13,7 @@ from gptjax.run.tasks.asked import PromptedTask, prompted
 from gptjax.run.tasks.examination import Examination
 from gptjax.run.tasks.outlines import abstract_prompts, fresh_reward, trained_model, untrained
 from gptjax.run.tasks.program import answering
-from gptjax.run.tasks.upstream import inherited, load_policy, reward_model, started_at
+from gptjax.run.tasks.upstream import inherited, load_policy, reward_model, started
 from gptjax.train.group_rollout import collect_groups
 from gptjax.train.grpo import GrpoConfig, grpo_step
 
@@ -46,7 +46,7 @@ def build(config: GrpoTask, setup: Setup) -> Task:
 
     return Task(
         init=made.init,
-        start=started_at(reference, tx),
+        start=started(policy, tx, setup, config.policy_from),
         data=lambda position: batch_at(prompts, position, setup.batch_size, setup.seed, setup.share),
         answered=None if answer is None else lambda s, batch, *rest: answer(s.params, s.frozen, batch, *rest),
         collect=made.collect,

@@ -76,15 +76,15 @@ def build(config: PpoTask, setup: Setup) -> Task:
     policy_folder, tokenizer = inherited(config.policy_from, setup)
     made = outline(config, setup, end_id=tokenizer.end_id)
     policy, scalar, *_ = models = _models(config, setup)
-    first = load_policy(policy, policy_folder, setup.mesh)
+    first = partial(load_policy, policy, policy_folder, setup.mesh)  # read anew for each use: a state owns its buffers
     reward = reward_model(config.reward_from, setup)
-    frozen_models = {"reference": _reference(config, first, policy)} | reward
+    frozen_models = {"reference": _reference(config, first(), policy)} | reward
     prompts, records, heldout, fingerprint = prompted(config, tokenizer)
     sampling = SamplingConfig(max_new_tokens=config.ppo.response_tokens, temperature=config.ppo.temperature)
     examination = Examination(config, setup, tokenizer, policy, scalar, frozen_models, heldout, sampling, name="ppo")
     answer = answering(config.reward_program, records, tokenizer, policy, setup, sampling)
     text = None if config.pretrain is None else pretraining(config.pretrain, tokenizer, policy, setup)
-    begin, key = jax.jit(partial(_begun, config, models)), jax.random.key(setup.seed)
+    begin, key = jax.jit(partial(_begun, config, models), donate_argnums=0), jax.random.key(setup.seed)
 
     def data(position):
         batch = batch_at(prompts, position, setup.batch_size, setup.seed, setup.share)
@@ -108,7 +108,7 @@ def build(config: PpoTask, setup: Setup) -> Task:
 
     return Task(
         init=made.init,
-        start=lambda key: begin(first, reward, key),
+        start=lambda key: begin(first(), reward, key),
         data=data,
         answered=None if answer is None else answered,
         collect=made.collect,
@@ -199,9 +199,8 @@ def _state(config: PpoTask, tx: Any, policy_params: Params, value_params: Params
 def _begun(config: PpoTask, models: Models, first: Params, reward: dict[str, Any], key: jax.Array) -> TrainState:
     """The state of a policy that was trained before."""
     _, scalar, head, tx = models
-    copy = jax.tree.map(jnp.copy, first)  # what gets updated must not be buffers that others hold
     own = _first_values(scalar, first, reward) if head is None else head.init(jax.random.key(0))
-    return _state(config, tx, copy, own, key)
+    return _state(config, tx, first, own, key)
 
 
 def _first_values(scalar: Any, policy_params: Params, reward: dict[str, Any]) -> Params:
@@ -210,7 +209,7 @@ def _first_values(scalar: Any, policy_params: Params, reward: dict[str, Any]) ->
         norm = {name: reward[name] for name in ("reward_gain", "reward_bias")}
         return jax.tree.map(jnp.copy, absorbed(reward["reward"], norm))
     fresh = jax.tree.map(jnp.zeros_like, scalar.init(jax.random.key(0)))
-    return fresh | {"trunk": jax.tree.map(jnp.copy, policy_params)}
+    return fresh | {"trunk": {name: jax.tree.map(jnp.copy, policy_params[name]) for name in fresh["trunk"]}}
 
 
 def _reference(config: PpoTask, params: Params, policy: Model) -> Any:

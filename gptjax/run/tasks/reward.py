@@ -32,7 +32,7 @@ from gptjax.run.tasks.comparisons import MOST, own_comparisons, permuted, simula
 from gptjax.run.tasks.outlines import first_state
 from gptjax.run.tasks.reward_figures import Judged, Rows, brief, data_figures, demonstrations, full, sampled_rows
 from gptjax.run.tasks.sampler import sampler
-from gptjax.run.tasks.upstream import inherited, load_policy
+from gptjax.run.tasks.upstream import inherited, load_policy, load_trunk
 from gptjax.train.normalise import zero_mean, zero_mean_unit_std
 from gptjax.train.reward import RewardConfig, candidate_scores, reward_step
 from gptjax.types import PackedCandidates, Params, RatingBatch, RewardBatch, TrainState
@@ -104,7 +104,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
         return _state(model.init(key) | {"trunk": trunk}, tx, key)
 
     def start(key):
-        trunk = load_policy(language_model(setup.model), upstream, setup.mesh)
+        trunk = load_trunk(setup, upstream)
         return jax.jit(begin, donate_argnums=0)(trunk, key)
 
     def evaluate(state):

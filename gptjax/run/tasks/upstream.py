@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.files import replacing
 from gptjax.model.config import ModelConfig
-from gptjax.model.pure import scalar_model
+from gptjax.model.pure import language_model, scalar_model
 from gptjax.model_types import Model, ScalarModel
 from gptjax.run.hosts import on_first
 from gptjax.run.restore import load_model
@@ -91,6 +92,11 @@ def load_policy(model: Model, folder: Path, mesh: Mesh) -> Params:
     return found[within[0]] if within else found
 
 
+def load_trunk(setup: Setup, folder: Path) -> Params:
+    """The trunk of a scalar model with the weights of a finished stage: its language model without the unembedding."""
+    return load_policy(language_model(replace(setup.model, tied=True)), folder, setup.mesh)
+
+
 _POLICY_PLACES: dict[str | None, tuple[str, ...]] = {
     None: ("params",),
     "last": ("params", "policy"),
@@ -104,16 +110,6 @@ def _abstract(model: Model | ScalarModel, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     return jax.tree.map(struct, jax.eval_shape(model.init, jax.random.key(0)), model.letters)
-
-
-def started_at(params: Params, tx: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
-    """`Task.start` with a copy of weights: the reference must not be the buffers that get updated."""
-
-    @jax.jit
-    def begin(params: Params, key: jax.Array) -> TrainState:
-        return first_state(jax.tree.map(jnp.copy, params), tx, key)
-
-    return lambda key: begin(params, key)
 
 
 def started(
