@@ -37,6 +37,7 @@ def check_numbers(
     positive: Sequence[str] = (),
     not_negative: Sequence[str] = (),
     from_0_to_1: Sequence[str] = (),
+    from_0_below_1: Sequence[str] = (),
     between_0_and_1: Sequence[str] = (),
 ) -> None:
     """Raise ValueError, with setting and value, if one of these fields lies outside its range; None lies in each."""
@@ -47,6 +48,7 @@ def check_numbers(
         (positive, "be finite", lambda x: x < math.inf),
         (not_negative, "not be negative", lambda x: x >= 0),
         (from_0_to_1, "lie in [0, 1]", lambda x: 0 <= x <= 1),
+        (from_0_below_1, "lie in [0, 1)", lambda x: 0 <= x < 1),
         (between_0_and_1, "lie between 0 and 1", lambda x: 0 < x < 1),
     ]
     for fields, rule, holds in rules:

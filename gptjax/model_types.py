@@ -41,10 +41,13 @@ class RouterSums:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as wide (fan-in) and as deep as in muP's base model a parameter is used."""
+    """How a parameter compares with the same one of muP's base model.
+
+    width: how many times as many inputs it sees.  gradient: how many times as small its gradient is.
+    """
 
     width: float
-    depth: float
+    gradient: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +60,8 @@ class Model:
     unembed(params, frozen, h_BTD, *, decoding=False) -> logits_BTV, at least float32; decoding: T is one position
     prefill(params, frozen, tokens_BT, segments_BT, positions_BT, *, slots) -> (cache, h_BTD)
     decode(params, frozen, cache, token_BT, segments_BS, positions_BT, index) -> (cache, h_BTD), T = 1
-    gather(params) -> params gathered over `fsdp` and, but for norms and routers, which compute in their own dtype, in the
-    compute dtype, for many decoding steps
+    gather(params) -> params gathered over `fsdp`, for many decoding steps, and in the compute dtype but for norms and
+    routers, which compute in their own
     gather_unembedding(params) -> params for `unembed`, rounded to the compute dtype, gathered over `fsdp`, but in their
     own dtype: over the pieces of a loss their gradient adds up in it, and crosses the network once
     roles: matrix, bias, norm or embedding for each parameter.  letters: its dimensions (see gptjax.dims).

@@ -9,8 +9,13 @@ from gptjax.choices import check_choices
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.experiment import Experiment
+from gptjax.run.tasks.dpo import DpoTask
 from gptjax.run.tasks.lm import LmTask
+from gptjax.run.tasks.mlm import MlmTask
 from gptjax.run.tasks.ppo import PpoTask
+from gptjax.run.tasks.rejection import RejectionTask
+from gptjax.run.tasks.reward import RewardTask
+from gptjax.run.tasks.sft import SftTask
 from gptjax.train.grpo import GrpoConfig, GrpoLoss, RlooLoss
 from gptjax.train.ppo_config import PpoConfig
 from gptjax.train.reward import RewardConfig
@@ -82,5 +87,25 @@ def test_others_are_named_with_the_choices(changes, message):
     ],
 )
 def test_every_kind_of_setting_is_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        # each of these would train on: a rate of 1 is an average that never ends, and divides by 1 - 1
+        (lambda: OptimizerConfig(peak_lr=1.0, b1=1.0), r"optimizer.b1 must lie in \[0, 1\), got 1.0"),
+        (lambda: replace(MODEL, dropout=1.0), r"model.dropout must lie in \[0, 1\), got 1.0"),
+        (lambda: LmTask(loss_chunks=0), "task.loss_chunks must be at least 1, got 0"),
+        (lambda: LmTask(z_loss=-1.0), "task.z_loss must not be negative, got -1.0"),
+        (lambda: MlmTask(loss_chunks=0), "task.loss_chunks must be at least 1, got 0"),
+        (lambda: SftTask(heldout_prompts=0), "task.heldout_prompts must be at least 1, got 0"),
+        (lambda: RewardTask(train_prompts=0), "task.train_prompts must be at least 1, got 0"),
+        (lambda: RejectionTask(row_tokens=0), "task.row_tokens must be at least 1, got 0"),
+        (lambda: DpoTask(answer_tokens=0), "task.answer_tokens must be at least 1, got 0"),
+    ],
+)
+def test_numbers_out_of_their_range_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()

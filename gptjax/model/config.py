@@ -86,6 +86,7 @@ class ModelConfig:
             at_least_1=(*sizes, "mup_base_width", "mup_base_head_width", "mup_base_layers"),
             positive=("soft_cap", "capacity_factor"),
             not_negative=("balance_coefficient", "router_z_coefficient"),
+            from_0_below_1=("dropout",),
         )
         if self.head_width is None and self.width % self.heads:
             raise ValueError(
@@ -98,8 +99,6 @@ class ModelConfig:
         for name in ("mup_base_layers", "mup_base_head_width"):
             if getattr(self, name) is not None and self.mup_base_width is None:
                 raise ValueError(f"model.{name} needs model.mup_base_width: its scaling is part of muP")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
         if self.experts is not None:
             self._check_experts(self.experts)
 

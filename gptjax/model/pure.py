@@ -99,13 +99,18 @@ def _metadata(module: nnx.Module, name: str) -> Params:
 
 
 def _ratios(module: nnx.Module, config: ModelConfig) -> Params:
-    """muP's metadata: matrices see inputs that grow with the width, what is stacked is used once in each layer."""
+    """muP's metadata: matrices see inputs that grow with the width.
+
+    The logits' multiplier divides every gradient by the width ratio, the residual's those of what is stacked by the
+    depth ratio.
+    """
     if config.mup_base_width is None:
         return None
 
     def ratio(role: str, letters: str) -> Ratio:
         return Ratio(
-            config.width_ratio if role == "matrix" else 1.0, config.depth_ratio if letters.startswith("L") else 1.0
+            width=config.width_ratio if role == "matrix" else 1.0,
+            gradient=config.width_ratio * (config.depth_ratio if letters.startswith("L") else 1.0),
         )
 
     return jax.tree.map(ratio, _metadata(module, "role"), _metadata(module, "letters"))

@@ -123,7 +123,9 @@ def attention(
     length, keys = q_BTNH.shape[1], k_BSKH.shape[1]
     if decoding:
         kernel = "reference"
-    kernel = chosen_kernel(kernel, queries=length // shards, keys=keys, dtype=q_BTNH.dtype, soft_cap=soft_cap)
+    kernel = chosen_kernel(
+        kernel, queries=length // shards, keys=keys, width=q_BTNH.shape[-1], dtype=q_BTNH.dtype, soft_cap=soft_cap
+    )
     fused, fused_spec = None, None
     if kernel == "splash":
         heads = q_BTNH.shape[2] // mesh.shape["tensor"]

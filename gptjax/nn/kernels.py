@@ -10,16 +10,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 Kernel = Literal["auto", "reference", "splash", "cudnn"]
 SAVED = "attention"  # name of the kernels' outputs, for rematerialisation policies
-_LANES = 128
+_LANES, _CUDNN_WIDTH = 128, 128
 
 
-def chosen_kernel(kernel: Kernel, *, queries: int, keys: int, dtype: Any, soft_cap: float | None) -> Kernel:
+def chosen_kernel(kernel: Kernel, *, queries: int, keys: int, width: int, dtype: Any, soft_cap: float | None) -> Kernel:
     """The kernel that serves a call on the current mesh; "auto" takes the fastest one of the platform that can.
 
     Args:
         kernel: as configured.
         queries: T of one device.
         keys: S.
+        width: H.
         dtype: of queries, keys and values.
         soft_cap: as in `gptjax.nn.attention.attention`.
 
@@ -34,11 +35,18 @@ def chosen_kernel(kernel: Kernel, *, queries: int, keys: int, dtype: Any, soft_c
         )
     if kernel == "cudnn" and soft_cap is not None:
         raise ValueError("model.attention 'cudnn' knows no model.soft_cap: choose 'reference'")
+    # 256 on Hopper and later, which a plan without a device cannot know
+    paired = width <= _CUDNN_WIDTH and width % 8 == 0 and queries % 2 == 0 and keys % 2 == 0
+    if kernel == "cudnn" and not paired:
+        raise ValueError(
+            f"model.attention 'cudnn' works on heads of a multiple of 8 up to {_CUDNN_WIDTH} and on even rows, not on "
+            f"heads of {width} and a row's {keys} tokens, {queries} on one device: change them or take 'auto'"
+        )
     if kernel != "auto":
         return kernel
     if platform() == "tpu" and tiled:
         return "splash"
-    if platform() in ("gpu", "cuda") and soft_cap is None and dtype in (jnp.bfloat16, jnp.float16):
+    if platform() in ("gpu", "cuda") and paired and soft_cap is None and dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
     return "reference"
 

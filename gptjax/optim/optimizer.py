@@ -53,7 +53,8 @@ class OptimizerConfig:
             "optimizer",
             positive=("peak_lr", "clip_norm"),
             not_negative=("warmup_steps", "eps", "weight_decay"),
-            from_0_to_1=("b1", "b2", "start_fraction", "final_fraction", "decay_fraction"),
+            from_0_to_1=("start_fraction", "final_fraction", "decay_fraction"),
+            from_0_below_1=("b1", "b2"),
         )
 
 
@@ -86,7 +87,7 @@ def optimizer(
     """The gradient transformation of a run.
 
     Under muP a matrix's learning rate is divided by its width ratio, while the product of rate and decay is not; Adam's
-    epsilon is divided by the product of its ratios (by multiplying the gradient instead, to which Adam is indifferent).
+    epsilon is divided by its gradient's ratio (by multiplying the gradient instead, to which Adam is indifferent).
 
     Args:
         config: hyper-parameters.
@@ -98,7 +99,8 @@ def optimizer(
     Raises:
         ValueError: muon under muP, for whose updates no rule is implemented.
 
-    Source: Yang et al. 2022, arXiv:2203.03466, table 8; Dey et al. 2025, arXiv:2505.01618 (CompleteP, table 1).
+    Source: Yang et al. 2022, arXiv:2203.03466, table 8; Dey et al. 2025, arXiv:2505.01618 (CompleteP, table 1; its
+    rule for epsilon holds for every parameter).
     """
     if ratios is not None and config.name == "muon":
         raise ValueError("optimizer.name muon has no muP rule: use adamw, or leave model.mup_base_width None")
@@ -116,7 +118,7 @@ def optimizer(
         direction = rounded(direction)
     if ratios is not None:
         direction = optax.chain(
-            _scaled(jax.tree.map(lambda ratio: ratio.width * ratio.depth, ratios)),
+            _scaled(jax.tree.map(lambda ratio: ratio.gradient, ratios)),
             direction,
             _scaled(jax.tree.map(lambda ratio: 1.0 / ratio.width, ratios)),
         )

@@ -81,9 +81,7 @@ def ppo_step(
     stale = state.step // config.updates - rollout.version > config.max_lag
     stopped = _stopped(state, metrics["ppo/approx_kl_k3_nats"], config)
     wanted, coefficient = ~(stale | stopped), _next_coefficient(state, kl, rollout.mask_BR.shape[0], config)
-    after, figures = advance(
-        state, grads, optimizer, loss=loss, wanted=wanted, kl_coefficient=coefficient
-    )
+    after, figures = advance(state, grads, optimizer, loss=loss, wanted=wanted, kl_coefficient=coefficient)
     made = wanted & (figures["optim/updates_skipped"] == 0)
     metrics |= _rollout_metrics(rollout, kl, state.extra["kl_coefficient"]) | figures
     metrics |= {"ppo/updates": made.astype(jnp.int32), "ppo/stale": stale.astype(jnp.int32)}

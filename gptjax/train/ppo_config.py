@@ -76,14 +76,13 @@ class PpoConfig:
             ),
             not_negative=("kl_coefficient", "value_coefficient", "ptx_coefficient", "max_lag"),
             from_0_to_1=("discount", "trace"),
+            from_0_below_1=("average_decay",),
         )
         if self.whiten_rewards == "minibatch" and self.whiten_advantages == "rollout":
             raise ValueError(
                 "ppo.whiten_rewards 'minibatch' makes each minibatch's advantages anew, which ppo.whiten_advantages "
                 "'rollout' has whitened before: set both to the same"
             )
-        if self.average_decay is not None and not 0.0 <= self.average_decay < 1.0:
-            raise ValueError(f"ppo.average_decay must lie in [0, 1), got {self.average_decay}")
 
     @property
     def updates(self) -> int:

@@ -30,38 +30,45 @@ def at(width, *, mup=True, **changes):
 def test_ratios_follow_role_and_letters():
     # width 4 times the base: matrices see 4 times as many inputs; 6 layers are 3 times the base of 2
     ratios = language_model(at(128, layers=6, mup_base_layers=2)).ratios
-    assert ratios["blocks"]["mlp"]["w_in_DF"] == Ratio(4.0, 3.0)
-    assert ratios["blocks"]["mlp_norm"]["scale_D"] == Ratio(1.0, 3.0)
-    assert ratios["embedding_VD"] == ratios["unembedding_VD"] == ratios["final_norm"]["scale_D"] == Ratio(1.0, 1.0)
+    assert ratios["blocks"]["mlp"]["w_in_DF"] == Ratio(width=4.0, gradient=12.0)
+    assert ratios["blocks"]["mlp_norm"]["scale_D"] == Ratio(width=1.0, gradient=12.0)
+    whole = [ratios["embedding_VD"], ratios["unembedding_VD"], ratios["final_norm"]["scale_D"]]
+    assert whole == [Ratio(width=1.0, gradient=4.0)] * 3
     assert language_model(BASE).ratios is None
 
 
 def test_a_step_by_hand(x64):
-    # a gradient of 1: Adam's first step is g / (g + eps); a matrix of ratio 4 moves by lr / 4 with eps / 4, and decays
-    # by lr x decay all the same
+    # a gradient of 1: Adam's first step is g / (g + eps), with eps / 4 where gradients are a quarter of the base's; a
+    # matrix of 4 times the inputs moves by lr / 4, and decays by lr x decay all the same
     roles, letters = {"w": "matrix", "e": "embedding"}, {"w": "LDF", "e": "VD"}
-    ratios = {"w": Ratio(4.0, 1.0), "e": Ratio(1.0, 1.0)}
+    ratios = {"w": Ratio(width=4.0, gradient=4.0), "e": Ratio(width=1.0, gradient=4.0)}
     params, grads = {"w": jnp.full((1, 1, 1), 2.0), "e": jnp.full((1, 1), 2.0)}, None
     grads = jax.tree.map(jnp.ones_like, params)
     config = OptimizerConfig(peak_lr=0.1, schedule="constant", eps=1.0, weight_decay=0.5, clip_norm=None)
     tx = optimizer(config, 9, roles, letters, ratios)
     updates, _ = tx.update(grads, tx.init(params), params)
     np.testing.assert_allclose(updates["w"], -0.1 * (1 / (1 + 1 / 4) / 4 + 0.5 * 2.0), rtol=1e-9)
-    np.testing.assert_allclose(updates["e"], -0.1 * 1 / (1 + 1), rtol=1e-9)
+    np.testing.assert_allclose(updates["e"], -0.1 * 1 / (1 + 1 / 4), rtol=1e-9)
 
 
 def test_at_the_base_width_the_optimizer_is_the_standard_one(one_device):
     roles, letters = {"w": "matrix"}, {"w": "LDF"}
     params, grads = {"w": jnp.ones((1, 2, 2))}, {"w": jnp.full((1, 2, 2), 0.3)}
     config = OptimizerConfig(peak_lr=0.1, schedule="constant", weight_decay=0.5)
-    both = [optimizer(config, 9, roles, letters, ratios) for ratios in (None, {"w": Ratio(1.0, 1.0)})]
+    both = [optimizer(config, 9, roles, letters, ratios) for ratios in (None, {"w": Ratio(width=1.0, gradient=1.0)})]
     found = [tx.update(grads, tx.init(params), params)[0]["w"] for tx in both]
     np.testing.assert_array_equal(*found)
 
 
 def test_muon_is_refused():
     with pytest.raises(ValueError, match="muon has no muP rule"):
-        optimizer(OptimizerConfig(name="muon", peak_lr=0.1), 9, {"w": "matrix"}, {"w": "LDF"}, {"w": Ratio(2.0, 1.0)})
+        optimizer(
+            OptimizerConfig(name="muon", peak_lr=0.1),
+            9,
+            {"w": "matrix"},
+            {"w": "LDF"},
+            {"w": Ratio(width=2.0, gradient=2.0)},
+        )
 
 
 @pytest.mark.parametrize(

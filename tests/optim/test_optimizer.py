@@ -50,7 +50,7 @@ def test_two_steps_of_rmsprop_by_hand(x64):
     [
         ({"peak_lr": 0.0}, "optimizer.peak_lr must be positive, got 0.0"),
         ({"peak_lr": 1.0, "warmup_steps": -1}, "optimizer.warmup_steps must not be negative, got -1"),
-        ({"peak_lr": 1.0, "b2": 1.5}, r"optimizer.b2 must lie in \[0, 1\], got 1.5"),
+        ({"peak_lr": 1.0, "b2": 1.5}, r"optimizer.b2 must lie in \[0, 1\), got 1.5"),
         ({"peak_lr": 1.0, "final_fraction": -0.1}, r"optimizer.final_fraction must lie in \[0, 1\], got -0.1"),
     ],
 )

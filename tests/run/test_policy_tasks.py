@@ -323,7 +323,8 @@ def built(task, model, folder, mesh):
 def program_task(folder, **settings):
     """PPO from the stage `folder`, with a program for a reward."""
     about = {"reward_from": None, "program": f"{__file__}:exact", "prompts": folder.parent / "prompts.jsonl"}
-    return PpoTask(policy_from=str(folder), prompt_tokens=16, ppo=PpoConfig(response_tokens=8), **about, **settings)
+    about |= {"policy_from": str(folder), "prompt_tokens": 16, "ppo": PpoConfig(response_tokens=8)}
+    return PpoTask(**(about | settings))
 
 
 @pytest.mark.parametrize("kind", ["reward", "ppo"])
@@ -353,3 +354,19 @@ def test_beside_its_state_ppo_keeps_the_reference_and_nothing_else(reference, he
     new = sum(x.nbytes for x in jax.live_arrays() if id(x) not in before)
     parameters = sum(x.size for x in jax.tree.leaves(task.frozen_models))
     assert held * parameters <= new < 1.1 * held * parameters
+
+
+def skipping(prompt, answer, ended):
+    """A program that has nothing to say of every answer to one prompt, and of long ones to the others."""
+    return float("nan") if prompt["messages"][0]["content"] == "22?" or len(answer) > 12 else 1.0
+
+
+def test_answers_that_a_program_skips_are_left_out_of_every_figure(untrained, one_device, tmp_path):
+    task = program_task(untrained / "sft", program=f"{__file__}:skipping", heldout_samples=2, best_of=4)
+    task, _ = built(task, TINY, tmp_path, one_device)
+    state = task.start(jax.random.key(0))
+    figures, (_, found) = task.evaluate(state), task.finish(state)
+    assert figures["eval/proxy_score"] == figures["eval/reward"] == figures["ppo/gold_score"] == 1.0
+    assert [found[name] for name in ("proxy_ppo", "proxy_sft", "gold_ppo", "gold_sft", "reward_ppo")] == [1.0] * 5
+    assert all(row["gold"] == row["proxy"] == 1.0 for row in found["best_of_n"])
+    assert "nan" not in json.dumps({name: value for name, value in found.items() if name != "answers"}).lower()

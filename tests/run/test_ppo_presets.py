@@ -31,6 +31,7 @@ def test_a_preset_has_the_published_figures(preset):
     assert {name: getattr(found.ppo, name) for name in PPO[preset]} == PPO[preset]
     assert {name: getattr(found.optimizer, name) for name in OPTIMIZER[preset]} == OPTIMIZER[preset]
     assert found.batch_size == 512
+    assert (found.optimizer.clip_norm is None) == (preset is not instructgpt)  # neither repository clips
     assert found.steps == STEPS[preset]
     assert found.steps % found.ppo.updates == 0
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax.choices import check_numbers
 from gptjax.data.loader import batch_at, evaluation_batches, own_rows
 from gptjax.data.pairs import Pairs, pair_ids, preference_batch, with_reference
 from gptjax.data.preferences import Comparison, read_preferences
@@ -52,6 +53,7 @@ class DpoTask(PolicyTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_numbers(self, "task", at_least_1=("answer_tokens",))
         if self.comparisons is None and self.reward_from is None:
             raise ValueError("task.comparisons or task.reward_from must be given: there is nothing to learn from")
 

@@ -73,11 +73,11 @@ class Examination:
         """Mean gold and proxy score, KL and end rate of one answer to each prompt."""
         found = self.scores(params, key, 1)
         figures = {
-            "eval/proxy_score": float(found.proxy_BN.mean()),
+            "eval/proxy_score": _mean(found.proxy_BN),
             "eval/kl_nats": float(found.kl_BN.mean()),
             "eval/end_rate": float(np.mean([answer.ended for answer in found.answers])),
-        } | {f"eval/{name}": float(np.nanmean(values)) for name, values in found.figures.items()}
-        return figures if found.gold_BN is None else figures | {f"{self.name}/gold_score": float(found.gold_BN.mean())}
+        } | {f"eval/{name}": _mean(values) for name, values in found.figures.items()}
+        return figures if found.gold_BN is None else figures | {f"{self.name}/gold_score": _mean(found.gold_BN)}
 
     def full(self, params: Params, key: jax.Array) -> dict[str, Any]:
         """Everything that the report shows of the policy."""
@@ -88,28 +88,17 @@ class Examination:
         proxy_BN, gold_BN, kl_BN, after, figures = last
         proxy_sft_BN, gold_sft_BN, _, before, figures_sft = first
         found: dict[str, Any] = {
-            f"proxy_{self.name}": float(proxy_BN.mean()),
-            "proxy_sft": float(proxy_sft_BN.mean()),
+            f"proxy_{self.name}": _mean(proxy_BN),
+            "proxy_sft": _mean(proxy_sft_BN),
             "kl_nats": float(kl_BN.mean()),
             f"end_rate_{self.name}": float(np.mean([answer.ended for answer in after])),
             "end_rate_sft": float(np.mean([answer.ended for answer in before])),
         }
         if gold_BN is not None and gold_sft_BN is not None:
-            gain, low, high = clustered_mean(gold_BN.mean(1, keepdims=True) - gold_sft_BN.mean(1, keepdims=True))
-            found |= {f"gold_{self.name}": float(gold_BN.mean()), "gold_sft": float(gold_sft_BN.mean())}
-            found |= {"gold_gain": gain, "gold_gain_ci": [low, high]}
-            found["best_of_n"] = [
-                {
-                    "n": n,
-                    "kl_nats": best_of_n_kl(n),
-                    "gold": best_of_n(proxy_sft_BN, gold_sft_BN, n),
-                    "proxy": best_of_n(proxy_sft_BN, proxy_sft_BN, n),
-                }
-                for n in (2**power for power in range(many.bit_length()))
-                if n <= many
-            ]
-        found |= {f"{name}_{self.name}": float(np.nanmean(values)) for name, values in figures.items()}
-        found |= {f"{name}_sft": float(np.nanmean(values)) for name, values in figures_sft.items()}
+            found |= {f"gold_{self.name}": _mean(gold_BN), "gold_sft": _mean(gold_sft_BN)}
+            found |= _gain(gold_BN, gold_sft_BN) | {"best_of_n": _best_of_n(proxy_sft_BN, gold_sft_BN)}
+        found |= {f"{name}_{self.name}": _mean(values) for name, values in figures.items()}
+        found |= {f"{name}_sft": _mean(values) for name, values in figures_sft.items()}
         found |= {f"{name}_{self.name}": value for name, value in self.chosen(params).items()}
         found |= {f"{name}_sft": value for name, value in self.chosen(reference).items()}
         found["answers"] = self._table(before, after, many, times, gold_sft_BN, gold_BN)
@@ -152,3 +141,35 @@ class Examination:
                 row |= {"gold_sft": float(gold_before[index, 0]), f"gold_{self.name}": float(gold_after[index, 0])}
             rows.append(row)
         return rows
+
+
+def _mean(values: np.ndarray) -> float:
+    """Over the answers that have a figure; NaN if none has."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def _gain(after_BN: np.ndarray, before_BM: np.ndarray) -> dict[str, Any]:
+    """What the gold score gained, over the prompts that have one before and after, and its interval."""
+    paired_B = np.isfinite(after_BN).any(1) & np.isfinite(before_BM).any(1)
+    if paired_B.sum() < 2:
+        return {}
+    gains_B = np.nanmean(after_BN[paired_B], axis=1) - np.nanmean(before_BM[paired_B], axis=1)
+    gain, low, high = clustered_mean(gains_B[:, None])
+    return {"gold_gain": gain, "gold_gain_ci": [low, high]}
+
+
+def _best_of_n(proxy_BN: np.ndarray, gold_BN: np.ndarray) -> list[dict[str, float]]:
+    """Gold and proxy score of the best of n = 1, 2, 4, ... answers, over the prompts all of whose answers have both."""
+    whole_B = np.isfinite(proxy_BN).all(1) & np.isfinite(gold_BN).all(1)
+    proxy_BN, gold_BN = proxy_BN[whole_B], gold_BN[whole_B]
+    powers = [2**power for power in range(proxy_BN.shape[1].bit_length()) if whole_B.any()]
+    return [
+        {
+            "n": n,
+            "kl_nats": best_of_n_kl(n),
+            "gold": best_of_n(proxy_BN, gold_BN, n),
+            "proxy": best_of_n(proxy_BN, proxy_BN, n),
+        }
+        for n in powers
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gptjax.choices import check_numbers
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model_types import Model
@@ -34,6 +35,10 @@ class LmTask(RowsConfig):
     examine: bool = True
     z_loss: float = 0.0
     loss_chunks: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, "task", at_least_1=("loss_chunks",), not_negative=("samples", "z_loss"))
 
 
 def lm_rows(config: LmTask, setup: Setup, start_from: str | None) -> Rows:

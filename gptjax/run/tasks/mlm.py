@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import reshard
 
 from gptjax import dims
+from gptjax.choices import check_numbers
 from gptjax.data.loader import batch_at, evaluation_batches, own_rows
 from gptjax.data.masking import masked
 from gptjax.data.tokenizer import Tokenizer
@@ -39,6 +40,7 @@ class MlmTask(CorpusConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_numbers(self, "task", at_least_1=("loss_chunks",))
         if not 0.0 < self.mask_fraction <= 1.0:
             raise ValueError(f"task.mask_fraction must lie in (0, 1], got {self.mask_fraction}")
 

@@ -104,6 +104,7 @@ def _instructgpt_optimizer(peak_lr: float, ppo: PpoConfig) -> OptimizerConfig:
 
 
 def _linear(peak_lr: float, *, eps_mode) -> OptimizerConfig:
+    """To zero, nothing clipped."""
     return OptimizerConfig(
-        peak_lr=peak_lr, schedule="linear", final_fraction=0.0, b1=0.9, b2=0.999, eps=1e-5, eps_mode=eps_mode
+        peak_lr=peak_lr, schedule="linear", final_fraction=0.0, b2=0.999, eps=1e-5, eps_mode=eps_mode, clip_norm=None
     )

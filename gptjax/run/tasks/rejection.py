@@ -56,7 +56,8 @@ class RejectionTask:
             )
         if self.train_prompts < 2:
             raise ValueError(f"task.train_prompts must be at least 2, got {self.train_prompts}")
-        check_numbers(self, "task", positive=("temperature",))
+        sizes = ("prompt_tokens", "answer_tokens", "row_tokens", "loss_chunks", "heldout_prompts")
+        check_numbers(self, "task", at_least_1=sizes, positive=("temperature",))
 
 
 def build(config: RejectionTask, setup: Setup) -> Task:

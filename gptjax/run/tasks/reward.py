@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gptjax.choices import check_numbers
 from gptjax.data.candidates import epoch_rows, packed, rows_needed
 from gptjax.data.labeler import SimulatedLabeler
 from gptjax.data.loader import batch_at, evaluation_batches, fingerprint
@@ -71,6 +72,8 @@ class RewardTask:
     permute_labels: bool = False
 
     def __post_init__(self) -> None:
+        sizes = ("train_prompts", "heldout_prompts", "prompt_tokens", "answer_tokens")
+        check_numbers(self, "task", at_least_1=sizes)
         if self.reward.objective == "rating" and self.comparisons is None:
             raise ValueError("reward.objective 'rating' needs a file of ratings: set task.comparisons")
         if self.reward.objective == "rating" and self.permute_labels:

@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 import numpy as np
 
+from gptjax.choices import check_numbers
 from gptjax.data.conversations import Message, Turns, pack_conversations, read_conversations
 from gptjax.data.heldout import hash_fraction
 from gptjax.data.loader import batch_at, fingerprint
@@ -55,6 +56,8 @@ class SftTask:
     heldout_prompts: int = 256
 
     def __post_init__(self) -> None:
+        sizes = ("row_tokens", "loss_chunks", "prompt_tokens", "answer_tokens", "heldout_prompts")
+        check_numbers(self, "task", at_least_1=sizes)
         if self.conversations is None:
             check_library_split(self.heldout_fraction)
 
