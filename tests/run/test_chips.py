@@ -11,7 +11,7 @@ from gptjax import dims
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model
 from gptjax.run.chips import peak_flops
-from gptjax.train.lm import lm_sums
+from gptjax.train.rows import heldout_sums
 from gptjax.types import LmBatch, TrainState
 
 
@@ -59,7 +59,7 @@ def test_analytic_flops_are_those_of_the_unrolled_program_within_3_percent(one_d
 
     def loss(params, batch):
         state = TrainState(step=0, params=params, opt_state=None, key=None, frozen={}, extra={})  # pyright: ignore
-        return lm_sums(state, batch, model=model).nll_sum
+        return heldout_sums(state, batch, model=model).nll_sum
 
     counted = jax.jit(jax.grad(loss)).lower(params, batch).cost_analysis()["flops"]
     # the reference attention computes the half that a causal mask throws away, too

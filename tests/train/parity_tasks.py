@@ -83,7 +83,7 @@ def lm_task(step, **own):
         config = ModelConfig(**SIZES, **own, **switches)
         model = language_model(config)
         tx = optimizer(ADAMW, 10, model.roles, model.letters)
-        run = partial(step, model=model, optimizer=tx, loss_chunks=2, dropout=config.dropout > 0)
+        run = partial(step, model=model, optimizer=tx, loss_chunks=2)
         return tx, model.init, run, lm_batch, None
 
     return build

@@ -103,6 +103,6 @@ def test_microbatches_drop_out_differently(one_device):
     batch = put(lm_batch(np.random.default_rng(0), rows=2, length=4), one_device)
     tokens = jax.tree.map(lambda x: x % 4, batch)
     state = initial_state({"table": jnp.ones((4, 4))}, optax.sgd(1.0), jax.random.key(0))
-    step = partial(lm_step, model=noisy, optimizer=optax.sgd(1.0), dropout=True)
+    step = partial(lm_step, model=noisy, optimizer=optax.sgd(1.0))
     one, two = (step(state, tokens, microbatches=number)[0].params["table"] for number in (1, 2))
     assert not np.allclose(one, two)

@@ -11,8 +11,9 @@ import pytest
 from tables import bigram
 
 from gptjax.run.mesh import put
-from gptjax.train.lm import lm_step, lm_sums
+from gptjax.train.lm import lm_step
 from gptjax.train.mlm import mlm_step
+from gptjax.train.rows import heldout_sums
 from gptjax.train.sft import sft_step
 from gptjax.train.update import advance, initial_state, step_key
 from gptjax.types import LmBatch
@@ -55,7 +56,7 @@ def test_the_loss_is_one_mean_over_all_targets_not_a_mean_of_row_means(one_devic
     _, metrics = lm_step(start(table), rows, model=bigram(), optimizer=SGD)
     np.testing.assert_allclose(metrics["lm/nats_per_token"], (np.log(4) + 3 * cheap) / 4, rtol=1e-6)
     assert abs(float(metrics["lm/nats_per_token"]) - (np.log(4) + cheap) / 2) > 0.1
-    sums = lm_sums(start(table), rows, model=bigram(), loss_chunks=3)
+    sums = heldout_sums(start(table), rows, model=bigram(), loss_chunks=3)
     np.testing.assert_allclose([sums.nll_sum, sums.weight_sum], [np.log(4) + 3 * cheap, 4], rtol=1e-6)
 
 
@@ -84,24 +85,23 @@ def noisy():
 
     def hidden(params, frozen, *rows, causal=True, key=None):
         h_BTD, _ = plain.hidden(params, frozen, *rows)
-        return (h_BTD if key is None else h_BTD * (1 + jax.random.uniform(key))), None
+        return h_BTD * (1 + jax.random.uniform(key)), None
 
     return dataclasses.replace(plain, hidden=hidden)
 
 
 @pytest.mark.parametrize("step", [lm_step, mlm_step, sft_step])
-def test_dropout_is_off_unless_asked_for_and_changes_with_the_step(step, one_device):
+def test_dropout_changes_with_the_step_and_with_nothing_else(step, one_device):
     table = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)
     rows, state = batch(one_device, [[0, 1, 2]], [[1, 2, 0]], [[1, 1, 1]]), start(table)
     later = dataclasses.replace(state, step=jnp.int32(1))
 
-    def updates(model, dropout):
-        run = jax.jit(partial(step, model=model, optimizer=SGD, dropout=dropout))
+    def updates(model):
+        run = jax.jit(partial(step, model=model, optimizer=SGD))
         return [np.asarray(run(at, rows)[0].params["table"]) for at in (state, state, later)]
 
-    plain, _, _ = updates(bigram(), dropout=False)
-    np.testing.assert_array_equal(updates(noisy(), dropout=False)[0], plain)
-    first, again, next_one = updates(noisy(), dropout=True)
+    plain, _, _ = updates(bigram())
+    first, again, next_one = updates(noisy())
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - next_one).max() > 1e-4
     assert np.abs(first - plain).max() > 1e-4

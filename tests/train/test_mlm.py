@@ -13,7 +13,8 @@ from tables import bigram
 from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model
 from gptjax.run.mesh import MeshConfig, make_mesh, put
-from gptjax.train.mlm import mlm_step, mlm_sums
+from gptjax.train.mlm import mlm_step
+from gptjax.train.rows import heldout_sums
 from gptjax.train.update import initial_state
 from gptjax.types import LmBatch
 
@@ -67,7 +68,7 @@ def test_nothing_selected_costs_nothing_and_changes_nothing(state, one_device):
 
 def test_a_hidden_token_is_guessed_from_both_sides_of_its_own_document(state, one_device):
     # the third token is hidden; tokens on either side change the guess, another document and padding do not
-    sums = jax.jit(partial(mlm_sums, model=MODEL))
+    sums = jax.jit(partial(heldout_sums, model=MODEL, causal=False))
 
     def cost(*tokens):
         targets, weights = [[5, 6, 9, 8, 10, 11, 0]], [[0, 0, 1, 0, 0, 0, 0]]

@@ -16,7 +16,8 @@ from gptjax.run.tasks.outlines import rows_outline, trained_model
 from gptjax.run.tasks.rows import Rows, RowsConfig, corpus_rows, heldout_figures, shard_rows
 from gptjax.run.tasks.sampler import sampler
 from gptjax.run.tasks.upstream import started
-from gptjax.train.lm import lm_step, lm_sums
+from gptjax.train.lm import lm_step
+from gptjax.train.rows import heldout_sums
 from gptjax.types import Params, PromptBatch
 
 
@@ -52,7 +53,7 @@ def build(config: LmTask, setup: Setup) -> Task:
     """The task, with its rows at hand."""
     text = lm_rows(config, setup, config.start_from)
     made, (model, tx) = outline(config, setup), trained_model(setup)
-    sums = partial(lm_sums, model=model, loss_chunks=config.loss_chunks)
+    sums = partial(heldout_sums, model=model, loss_chunks=config.loss_chunks)
     figures = heldout_figures(sums, text.heldout, setup, text.tokenizer.token_bytes_V)
 
     def evaluate(state):
@@ -83,10 +84,7 @@ def build(config: LmTask, setup: Setup) -> Task:
 def outline(config: LmTask, setup: Setup) -> Outline:
     """The task without its corpus."""
     model, tx = trained_model(setup)
-    step = partial(
-        lm_step, model=model, optimizer=tx, z_loss=config.z_loss, loss_chunks=config.loss_chunks,
-        dropout=setup.model.dropout > 0,
-    )  # fmt: skip
+    step = partial(lm_step, model=model, optimizer=tx, z_loss=config.z_loss, loss_chunks=config.loss_chunks)
     return rows_outline(setup, model, tx, step, config.row_tokens)
 
 

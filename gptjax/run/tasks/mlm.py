@@ -21,7 +21,8 @@ from gptjax.run.tasks.corpus import CorpusConfig, read_corpus
 from gptjax.run.tasks.outlines import rows_outline, trained_model
 from gptjax.run.tasks.rows import heldout_figures
 from gptjax.run.tasks.upstream import started
-from gptjax.train.mlm import mlm_step, mlm_sums
+from gptjax.train.mlm import mlm_step
+from gptjax.train.rows import heldout_sums
 from gptjax.types import LmBatch, TrainState
 
 
@@ -56,7 +57,8 @@ def build(config: MlmTask, setup: Setup) -> Task:
     )
     made, (model, tx) = outline(config, setup), trained_model(setup)
     heldout = hide(text.heldout_rows, 0, 0)  # masks that no setting changes: figures of different runs compare
-    figures = heldout_figures(partial(mlm_sums, model=model, loss_chunks=config.loss_chunks), heldout, setup)
+    sums = partial(heldout_sums, model=model, causal=False, loss_chunks=config.loss_chunks)
+    figures = heldout_figures(sums, heldout, setup)
 
     def data(position):
         batch = batch_at(text.rows, position, setup.batch_size, setup.seed)
@@ -88,7 +90,7 @@ def build(config: MlmTask, setup: Setup) -> Task:
 def outline(config: MlmTask, setup: Setup) -> Outline:
     """The task without its corpus."""
     model, tx = trained_model(setup)
-    step = partial(mlm_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=setup.model.dropout > 0)
+    step = partial(mlm_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks)
     return rows_outline(setup, model, tx, step, config.row_tokens, causal=False)
 
 

@@ -26,7 +26,7 @@ from gptjax.run.tasks.outlines import rows_outline, trained_model
 from gptjax.run.tasks.rows import heldout_figures
 from gptjax.run.tasks.sampler import sampler
 from gptjax.run.tasks.upstream import inherited, started
-from gptjax.train.lm import lm_sums
+from gptjax.train.rows import heldout_sums
 from gptjax.train.sft import sft_step
 from gptjax.types import PromptBatch
 
@@ -73,7 +73,8 @@ def build(config: SftTask, setup: Setup) -> Task:
     if config.reduction == "example":
         rows = weighted_by_segment(rows)
     made, (model, tx) = outline(config, setup), trained_model(setup)
-    heldout_of = heldout_figures(partial(lm_sums, model=model, loss_chunks=config.loss_chunks), heldout_rows, setup)
+    sums = partial(heldout_sums, model=model, loss_chunks=config.loss_chunks)
+    heldout_of = heldout_figures(sums, heldout_rows, setup)
     answer = sampler(model, setup, tokenizer, SamplingConfig(max_new_tokens=config.answer_tokens))
     prompts, shown, references = _examined(config, heldout, tokenizer)
 
@@ -114,7 +115,7 @@ def build(config: SftTask, setup: Setup) -> Task:
 def outline(config: SftTask, setup: Setup) -> Outline:
     """The task without its conversations."""
     model, tx = trained_model(setup)
-    step = partial(sft_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks, dropout=setup.model.dropout > 0)
+    step = partial(sft_step, model=model, optimizer=tx, loss_chunks=config.loss_chunks)
     return rows_outline(setup, model, tx, step, config.row_tokens)
 
 

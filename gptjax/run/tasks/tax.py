@@ -14,7 +14,7 @@ from gptjax.model_types import Model
 from gptjax.run.task import Setup
 from gptjax.run.tasks.corpus import corpus, packed_rows
 from gptjax.run.tasks.rows import RowsConfig, heldout_figures
-from gptjax.train.lm import lm_sums
+from gptjax.train.rows import heldout_sums
 from gptjax.types import LmBatch, Params, TrainState
 
 
@@ -44,7 +44,7 @@ def pretraining(config: RowsConfig, tokenizer: Tokenizer, policy: Model, setup: 
         ValueError: shards were made with another tokenizer, or for rows of another length.
     """
     draw, heldout_rows, found_in = _rows(config, tokenizer)
-    figures = heldout_figures(partial(lm_sums, model=policy), heldout_rows, setup, tokenizer.token_bytes_V)
+    figures = heldout_figures(partial(heldout_sums, model=policy), heldout_rows, setup, tokenizer.token_bytes_V)
 
     def bits_per_byte(state: TrainState, params: Params) -> float:
         return figures(replace(state, params=params, opt_state=()))["bits_per_byte"]
