@@ -166,7 +166,7 @@ def recipe() -> Recipe:
     rungs = {
         # 95 % of the most that 11 letters and an end can earn, 8.25
         "target": ppo(folder, "target", target, critic, Criterion(figure="reward_ppo", at_least=7.84)),
-        "sort": grpo(folder, "sort", exact, group, Criterion(figure="right_grpo", at_least=0.9)),
+        "sort": grpo(folder, "sort", exact, group, Criterion(figure="right_grpo", at_least=0.9), rollouts=320),
         "sum": grpo(folder, "sum", exact, group, Criterion(figure="right_grpo", at_least=0.9)),
         "words": ppo(
             folder, "words", polite, critic,
@@ -203,9 +203,11 @@ def ppo(folder: Path, name: str, reward: Callable[..., Any], settings: Any, *cri
     return _rung(PpoTask(ppo=config, **_about(folder, name, reward)), 256, 80 * config.updates, criteria)
 
 
-def grpo(folder: Path, name: str, reward: Callable[..., Any], settings: Any, *criteria: Criterion) -> Experiment:
+def grpo(
+    folder: Path, name: str, reward: Callable[..., Any], settings: Any, *criteria: Criterion, rollouts: int = 160
+) -> Experiment:
     config = GrpoConfig(group_size=8, minibatches=2, response_tokens=ANSWER_TOKENS, missing_end_penalty=0.0, **settings)
-    return _rung(GrpoTask(grpo=config, **_about(folder, name, reward)), 32, 160 * config.updates, criteria)
+    return _rung(GrpoTask(grpo=config, **_about(folder, name, reward)), 32, rollouts * config.updates, criteria)
 
 
 def _about(folder: Path, name: str, reward: Callable[..., Any]) -> dict[str, Any]:

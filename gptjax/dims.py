@@ -1,7 +1,7 @@
 """The alphabet: one letter per kind of array dimension, the same in names, einsum equations, shapes and layouts.
 
 B batch, T position, S attended position, D model width, N query head, K key-value head, H head width, F hidden width,
-V vocabulary, L layer (stacked), E expert, G query heads per key-value head, A LoRA rank, P prompt position,
+V vocabulary, L layer (stacked), E expert, G query heads per key-value head, P prompt position,
 R response position, C candidate (ranked response; expert chosen by a token), M row of an expert, 1 a dimension of
 size one.
 """
@@ -19,7 +19,7 @@ _PARAM: dict[str, str | tuple[str, ...] | None] = {
     "F": "tensor",
     "V": "tensor",
     "E": "expert",
-    **dict.fromkeys("HLTGA1"),
+    **dict.fromkeys("HLTG1"),
 }
 _ACT: dict[str, str | tuple[str, ...] | None] = {
     "B": BATCH_AXES,
@@ -28,7 +28,7 @@ _ACT: dict[str, str | tuple[str, ...] | None] = {
     "K": "tensor",
     "F": "tensor",
     "V": "tensor",
-    **dict.fromkeys("SDEHLGAPRC1"),
+    **dict.fromkeys("SDEHLGPRC1"),
 }
 
 

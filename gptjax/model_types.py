@@ -85,7 +85,7 @@ class ScalarModel:
     """A model with one number per position: the reward model and the value model.
 
     init(key) -> params
-    values(params, frozen, tokens_BT, segments_BT, positions_BT, *, key=None) -> (f32[B, T], RouterSums or None)
+    values(params, frozen, tokens_BT, segments_BT, positions_BT) -> (f32[B, T], RouterSums or None); never with dropout
     """
 
     init: Callable[..., Params]

@@ -25,7 +25,8 @@ def fingerprints(tree: Any) -> dict[str, str]:
 
     The sum is computed where the array lies, in one jitted call for the whole tree. Adding integers modulo 2^32 gives
     the same in any order, so neither mesh nor number of processes matters. Each element is hashed with its position by
-    a bijection, so a change of one element always changes the sum, and any other change all but one time in 2^32.
+    a bijection, so a change of one element of up to 32 bits always changes the sum, and any other change all but one
+    time in 2^32.
 
     Args:
         tree: arrays on the mesh, of booleans or of real numbers of at most 64 bits.

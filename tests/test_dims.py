@@ -22,7 +22,7 @@ def test_letters_spell_a_shape():
         ("LDKH", P(None, "fsdp", "tensor", None), P(None, None, "tensor", None)),
         ("LFD", P(None, "tensor", "fsdp"), P(None, "tensor", None)),
         ("VD", P("tensor", "fsdp"), P("tensor", None)),
-        ("EDA", P("expert", "fsdp", None), P("expert", None, None)),
+        ("EDH", P("expert", "fsdp", None), P("expert", None, None)),
         ("1", P(None), P(None)),
     ],
 )
@@ -79,7 +79,7 @@ def test_two_dimensions_on_one_mesh_axis_are_refused(letters):
 
 
 def test_every_axis_that_a_layout_names_exists():
-    entries = [dims.param_spec(letter)[0] for letter in "DNKFVEHLTGA1"]
-    entries += [dims.act_spec(letter)[0] for letter in "BTNKFVSDHLGAPRC1"]
+    entries = [dims.param_spec(letter)[0] for letter in "DNKFVEHLTG1"]
+    entries += [dims.act_spec(letter)[0] for letter in "BTNKFVSDHLGPRC1"]
     axes = {axis for entry in entries if entry for axis in ((entry,) if isinstance(entry, str) else entry)}
     assert axes == set(dims.MESH_AXES)

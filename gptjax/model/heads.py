@@ -22,15 +22,10 @@ class ScalarTransformer(nnx.Module):
         self.bias_1 = declare(config, "1", "bias")
 
     def __call__(
-        self,
-        tokens_BT: jax.Array,
-        segments_BT: jax.Array,
-        positions_BT: jax.Array,
-        *,
-        key: jax.Array | None = None,
+        self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array
     ) -> tuple[jax.Array, RouterSums | None]:
         """f32[B, T], the scalar at each position, and the trunk's routers' sums if it has experts."""
-        h_BTD, router = self.trunk(tokens_BT, segments_BT, positions_BT, key=key)
+        h_BTD, router = self.trunk(tokens_BT, segments_BT, positions_BT)
         return _scalars(h_BTD, self.head_D, self.bias_1), router
 
 

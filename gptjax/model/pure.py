@@ -64,9 +64,9 @@ def scalar_model(config: ModelConfig) -> ScalarModel:
     module = ScalarTransformer(dataclasses.replace(config, tied=True))
     graph, _ = nnx.split(module)
 
-    def values(params, frozen, tokens_BT, segments_BT, positions_BT, *, key=None):
+    def values(params, frozen, tokens_BT, segments_BT, positions_BT):
         del frozen
-        return nnx.merge(graph, params)(tokens_BT, segments_BT, positions_BT, key=key)
+        return nnx.merge(graph, params)(tokens_BT, segments_BT, positions_BT)
 
     return ScalarModel(
         init=partial(_init, module),

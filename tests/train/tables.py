@@ -34,7 +34,7 @@ def bigram(vocabulary: int = 4) -> Model:
 
 
 def table_of_values() -> ScalarModel:
-    def values(params, frozen, tokens_BT, segments_BT, positions_BT, *, key=None):
+    def values(params, frozen, tokens_BT, segments_BT, positions_BT):
         return params["value"].at[tokens_BT].get(out_sharding=jax.typeof(tokens_BT).sharding.spec), None
 
     return ScalarModel(

@@ -147,7 +147,7 @@ def table_model() -> Model:
 def scalar_tables() -> ScalarModel:
     """Values: a table over states.  Rewards: a table over places, so that the end token has a score of its own."""
 
-    def values(params, frozen, tokens_BT, segments_BT, positions_BT, *, key=None):
+    def values(params, frozen, tokens_BT, segments_BT, positions_BT):
         places_BT = _nodes(tokens_BT)
         by_place = "reward" in params
         return (_at(params["reward"], places_BT) if by_place else _at(params["value"], _row(places_BT))), None

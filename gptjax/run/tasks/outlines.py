@@ -1,12 +1,13 @@
 """What of a task follows from its settings alone: fresh models, and the shapes of its batches."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gptjax.model.config import ModelConfig
 from gptjax.model.pure import language_model
 from gptjax.model_types import Model, ScalarModel
 from gptjax.optim.optimizer import optimizer
@@ -14,10 +15,14 @@ from gptjax.run.task import Outline, Setup
 from gptjax.train.update import initial_state
 from gptjax.types import Drawn, LmBatch, Metrics, Params, PromptBatch, TrainState
 
+_AModel = TypeVar("_AModel", Model, ScalarModel)
 
-def trained_model(setup: Setup) -> tuple[Model, optax.GradientTransformation]:
-    """The language model that a stage trains, and its optimizer."""
-    model = language_model(setup.model)
+
+def trained_model(
+    setup: Setup, make: Callable[[ModelConfig], _AModel] = language_model
+) -> tuple[_AModel, optax.GradientTransformation]:
+    """The model that a stage trains, of the kind that `make` makes, and its optimizer."""
+    model = make(setup.model)
     return model, optimizer(setup.optimizer, setup.steps, model.roles, model.letters, model.ratios)
 
 

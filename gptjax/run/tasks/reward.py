@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from gptjax.choices import check_numbers
 from gptjax.data.candidates import epoch_rows, packed, rows_needed
@@ -24,13 +23,12 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.generate.engine import SamplingConfig
 from gptjax.model.pure import language_model, scalar_model
 from gptjax.model_types import ScalarModel
-from gptjax.optim.optimizer import optimizer
 from gptjax.run.hosts import first_says, on_first
 from gptjax.run.mesh import batch_rows, fetch, put
 from gptjax.run.progress import status
 from gptjax.run.task import Outline, Setup, Task
 from gptjax.run.tasks.comparisons import MOST, own_comparisons, permuted, simulated_comparisons, write_comparisons
-from gptjax.run.tasks.outlines import first_state
+from gptjax.run.tasks.outlines import first_state, trained_model
 from gptjax.run.tasks.reward_figures import Judged, Rows, brief, data_figures, demonstrations, full, sampled_rows
 from gptjax.run.tasks.sampler import sampler
 from gptjax.run.tasks.upstream import inherited, load_policy, load_trunk
@@ -100,7 +98,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
     pack = partial(packed, row_tokens=row_tokens, multiple=batch_rows(setup.mesh), share=setup.share)
     train_rows = epoch_rows(rows, setup.batch_size, setup.seed, row_tokens, microbatches=setup.microbatches)
     pack_train = partial(pack, rows=train_rows, microbatches=setup.microbatches)
-    made, (model, tx) = outline(config, setup), _model(setup)
+    made, (model, tx) = outline(config, setup), trained_model(setup, scalar_model)
     scores = _scorer(model, setup, pack)
 
     def begin(trunk, key):
@@ -145,7 +143,7 @@ def build(config: RewardTask, setup: Setup) -> Task:
 
 def outline(config: RewardTask, setup: Setup) -> Outline:
     """The task without its comparisons: as many candidates as simulated ones have, all as long as they may be."""
-    model, tx = _model(setup)
+    model, tx = trained_model(setup, scalar_model)
     longest, candidates = config.prompt_tokens + config.answer_tokens, setup.batch_size * MOST
     row_tokens = config.row_tokens or longest
     multiple = batch_rows(setup.mesh) * setup.microbatches
@@ -168,11 +166,6 @@ def outline(config: RewardTask, setup: Setup) -> Outline:
         step_tokens=tokens,
         step_flops=tokens * setup.model.train_flops_per_token(row_tokens, scalar=True),
     )
-
-
-def _model(setup: Setup) -> tuple[ScalarModel, optax.GradientTransformation]:
-    model = scalar_model(setup.model)
-    return model, optimizer(setup.optimizer, setup.steps, model.roles, model.letters, model.ratios)
 
 
 def comparisons(
