@@ -23,7 +23,7 @@ _HOSTS = ("coordinator", "count", "index")
 _EXAMPLES = {
     "run": "gptjax run experiments/chatgpt_mini.py --workdir runs/mini --seed 1",
     "plan": "gptjax plan experiments/llama2_7b.py --topology v5e:16x16",
-    "tokenize": "gptjax tokenize texts/ rows/ --tokenizer runs/chatgpt_mini/lm/tokenizer.model --row-tokens 256",
+    "tokenize": "gptjax tokenize texts/ rows/ --tokenizer runs/chatgpt_mini/lm/tokenizer.model --row-tokens 128",
     "scale": "gptjax scale sweep experiments/isoflop_mini.py",
     "curate": "gptjax curate prompts.jsonl curated --field prompt --user-field user --json",
     "generate": "gptjax generate runs/chatgpt_mini --prompt 'What does `os.path.join` do?'",
@@ -147,7 +147,7 @@ def _command(commands, name: str, function, text: str) -> argparse.ArgumentParse
 
 _MORE = {
     "plan": "\n\nSettings are overridden as for run. Exit code 3: it does not fit.",
-    "run": "\n\nEvery setting of the file can be overridden: --batch_size 16, --optimizer.peak_lr 1e-3, --mesh.fsdp 4;"
+    "run": "\n\nSettings of the file can be overridden: --batch_size 16, --optimizer.peak_lr 1e-3, --mesh.fsdp 4;"
     "\nin a recipe that means every stage, --stages.sft.steps 50 one of them. config.txt in a stage's folder has all.",
 }
 

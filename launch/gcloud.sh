@@ -24,11 +24,20 @@ spot=${SPOT---spot}
 poll=${POLL_SECONDS:-60}
 where=(--project "$PROJECT" --zone "$ZONE")
 run="/shared/runs/$NAME"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 command="gptjax run $(printf '%q ' "$@") --workdir $run"
 
-state() { # of the queued resource; ABSENT when there is none
-    gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format='value(state.state)' 2>/dev/null ||
+state() { # of the queued resource; ABSENT when there is none, UNKNOWN when that could not be found out
+    if gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format='value(state.state)' \
+        2>"$work/errors"; then
+        return
+    elif grep -q NOT_FOUND "$work/errors"; then
         echo ABSENT
+    else
+        cat "$work/errors" >&2
+        echo UNKNOWN
+    fi
 }
 
 remove() {
@@ -46,8 +55,8 @@ on() { # on WORKER COMMAND: run a command on one worker, or on all
 }
 
 prepare() {
-    tar czf /tmp/gptjax-"$NAME".tgz --exclude=./runs --exclude=./.venv --exclude=./.git . &&
-        gcloud compute tpus tpu-vm scp /tmp/gptjax-"$NAME".tgz "$NAME": "${where[@]}" --worker all &&
+    tar czf "$work/gptjax-$NAME.tgz" --exclude=./runs --exclude=./.venv --exclude=./.git . &&
+        gcloud compute tpus tpu-vm scp "$work/gptjax-$NAME.tgz" "$NAME": "${where[@]}" --worker all &&
         on all "set -e
         sudo apt-get install -y nfs-common
         sudo mkdir -p /shared && (mountpoint -q /shared || sudo mount -t nfs $NFS /shared)
@@ -68,12 +77,13 @@ workers() {
 }
 
 verdict() { # of the exit codes of all workers: a code that forbids a restart, else 0 if all are done, else nothing
-    local codes
+    local codes count
     codes=$(on 0 "cat $run.exit/* 2>/dev/null" 2>/dev/null) || return 0
     for code in 2 3 70; do
         grep -qx "$code" <<<"$codes" && echo "$code" && return 0
     done
-    [ "$(grep -c . <<<"$codes")" -lt "$(workers)" ] && return 0
+    count=$(workers) || return 0
+    [ "$(grep -c . <<<"$codes")" -lt "$count" ] && return 0
     grep -qvx 0 <<<"$codes" && echo again || echo 0
 }
 
@@ -107,7 +117,7 @@ while true; do
         started=
         continue
         ;;
-    *) echo "the slice is $now" >&2 ;; # WAITING_FOR_RESOURCES, PROVISIONING, SUSPENDING, DELETING, ...
+    *) echo "the slice is $now" >&2 ;; # WAITING_FOR_RESOURCES, PROVISIONING, DELETING, UNKNOWN, ...
     esac
     sleep "$poll"
 done

@@ -2,10 +2,10 @@
 # Train on TPU slices of a GKE cluster through xpk; preempted and crashed workloads start again by themselves.
 #
 #   PROJECT=my-project ZONE=us-west4-a CLUSTER=my-cluster NAME=my-run TPU=v5litepod-16 SLICES=2 \
-#   IMAGE=us-docker.pkg.dev/my-project/images/gptjax launch/xpk.sh experiments/chatgpt_mini.py --mesh.fsdp 16
-#
-# The image is that of launch/Dockerfile; a file system that all pods share is attached to the cluster at /shared
-# (docs/launch/gke.md says how). DRY_RUN=1 prints the command instead.
+#   IMAGE=us-docker.pkg.dev/my-project/images/gptjax \
+#   launch/xpk.sh experiments/chatgpt_mini.py --mesh.data 2 --mesh.fsdp 16 --batch_size 128
+# The image is that of launch/Dockerfile; a file system that all pods share is attached at /shared: docs/launch/gke.md.
+# DRY_RUN=1 prints the command instead.
 set -euo pipefail
 
 for name in PROJECT ZONE CLUSTER NAME TPU IMAGE; do

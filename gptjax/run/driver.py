@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ def run(recipe: Recipe, workdir: Path) -> Path:
     Raises:
         ValueError, NumericalFaultError, Preempted: as `train`.
     """
-    train(recipe, workdir, after_stage=lambda: write_report(workdir))
-    on_first(lambda: write_report(workdir))
+    written: list[Path] = []
+    train(recipe, workdir, after_stage=lambda: written.append(write_report(workdir)))
+    on_first(lambda: written or write_report(workdir))  # a run that was finished already gets a new one
     return workdir / "report.html"
 
 
@@ -84,7 +86,7 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
         keep = Retention(newest=experiment.keep, best=experiment.keep_best, every=experiment.keep_every)
         checkpoints = Checkpoints(folder / "checkpoints", keep=keep, failures=experiment.faults.failed_saves)
         log = MetricsLog(folder) if is_first() else NoLog()
-        try:
+        with closing(checkpoints), closing(log):
             trunk = None if experiment.branch_from is None else stage_folder(experiment.branch_from)
             state, about = Training(name, experiment, task, checkpoints, log, stop, goodput, trunk).run()
             result = {
@@ -97,9 +99,6 @@ def _run_stage(recipe: Recipe, name: str, experiment: Experiment, mesh: Any, wor
             if experiment.criteria:
                 result["criteria"] = checked(experiment.criteria, result["evaluation"])
             on_first(lambda: write_atomically(folder / "result.json", json.dumps(result, indent=1)))
-        finally:
-            log.close()
-            checkpoints.close()
 
 
 def environment() -> dict[str, str]:

@@ -38,11 +38,8 @@ class FaultsConfig:
 
     def __post_init__(self) -> None:
         counts = ("bad_steps", "failed_saves", "replay_every")
-        check_numbers(self, "faults", at_least_1=counts, not_negative=("rollbacks",))
-        for name in ("spike_deviations", "stall_seconds"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value < math.inf:
-                raise ValueError(f"faults.{name} must be positive and finite, got {value}")
+        sizes = ("spike_deviations", "stall_seconds")
+        check_numbers(self, "faults", at_least_1=counts, not_negative=("rollbacks",), positive=sizes)
 
 
 class LossWatch:

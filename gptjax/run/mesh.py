@@ -12,6 +12,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
 from gptjax import dims
+from gptjax.choices import check_numbers
 from gptjax.data.loader import EVERYTHING, Share
 
 
@@ -30,10 +31,7 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self) -> None:
-        for axis in dims.MESH_AXES:
-            size = getattr(self, axis)
-            if size is not None and size < 1:
-                raise ValueError(f"mesh.{axis} must be at least 1, got {size}")
+        check_numbers(self, "mesh", at_least_1=dims.MESH_AXES)
 
     def sizes(self, devices: int) -> tuple[int, ...]:
         """Length of each axis in the order of dims.MESH_AXES.
@@ -60,7 +58,7 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     sizes, kinds = config.sizes(len(devices)), (AxisType.Explicit,) * len(dims.MESH_AXES)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = count_slices(devices)
     if slices == 1:
         return Mesh(_arranged(mesh_utils.create_device_mesh, sizes, devices), dims.MESH_AXES, axis_types=kinds)
     if sizes[0] % slices:
@@ -69,6 +67,11 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     across = (slices, *(1 for _ in sizes[1:]))
     arranged = _arranged(partial(mesh_utils.create_hybrid_device_mesh, within), across, devices)
     return Mesh(arranged, dims.MESH_AXES, axis_types=kinds)
+
+
+def count_slices(devices: list[Any]) -> int:
+    """Number of slices that the devices belong to: between them are slow links."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def _arranged(create: Callable[..., np.ndarray], sizes: tuple[int, ...], devices: list[Any]) -> np.ndarray:

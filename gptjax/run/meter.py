@@ -23,7 +23,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Begin a new window now: after compiling, evaluating or saving, whose time is not the steps'."""
+        """Begin a new window now: after compiling, evaluating, saving or restoring, whose time is not the steps'."""
         self._began = self._clock()
         self._tokens = 0
         self._steps = 0

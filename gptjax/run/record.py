@@ -18,9 +18,7 @@ class DamagedError(Exception):
     """A checkpoint is not, or not wholly, what was saved."""
 
 
-def sealed_record(
-    about: Mapping[str, Any], fingerprints: Mapping[str, str], score: float | None = None
-) -> dict[str, Any]:
+def sealed_record(about: Mapping[str, Any], fingerprints: Mapping[str, str], score: float | None) -> dict[str, Any]:
     """What is stored with a checkpoint, as JSON; `about` is what a resume needs besides arrays."""
     record = {"format": FORMAT, "gptjax": __version__, "about": dict(about), "fingerprints": dict(fingerprints)}
     record["score"] = score if score is not None and math.isfinite(score) else None

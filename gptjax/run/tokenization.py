@@ -114,7 +114,7 @@ def tokenized_part(part: Part, folder: Path, tokenizer: Tokenizer, config: Token
 
 def _written(path: Path, documents: list[Document], tokenizer: Tokenizer, config: TokenizeConfig) -> dict[str, Any]:
     """Pack and write one split of a part; `shard` is None if no row comes of it."""
-    ids = [[tokenizer.bos_id, *tokenizer.encode(document.text)] for document in documents]
+    ids = [tokenizer.document(document.text) for document in documents]
     kept = [row for row in ids if config.long != "drop" or len(row) <= config.row_tokens]
     about = {
         "documents": len(documents),
@@ -221,8 +221,8 @@ def _claim(folder: Path, tokenizer: Tokenizer, config: TokenizeConfig) -> None:
             raise ValueError(f"{folder} was begun with other settings ({'; '.join(changed)}): take another folder")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and was not written by `gptjax tokenize`: take another folder")
+    write_atomically(path, json.dumps(settings, indent=1))  # first: killed here, the folder is still this call's
     tokenizer.save(folder / TOKENIZER)
-    write_atomically(path, json.dumps(settings, indent=1))
 
 
 def _manifest(entries: list[dict[str, Any]], tokenizer: Tokenizer, config: TokenizeConfig) -> dict[str, Any]:

@@ -174,6 +174,7 @@ class Training:
         with self._goodput("compile"):
             found = function(*arguments)
         self._called.add(function)
+        self._meter.restart()
         return found
 
     def _flush(self) -> None:
@@ -271,4 +272,5 @@ class Training:
         self._done, self._pending, self._losses = step, None, []
         on_first(lambda: self._log.resume(step))
         self._watch = self._watched()
+        self._meter.restart()
         note(f"{what}: back to step {step}, passing over the batches up to those of step {last_bad}")

@@ -23,11 +23,11 @@ def claim(recipe: Recipe, workdir: Path, environment: dict[str, str]) -> None:
         _check_same(recipe, workdir)
     elif workdir.exists() and any(workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no run: choose another --workdir")
+    about = {"name": recipe.name, "stages": list(recipe.stages)} | environment
+    write_atomically(identity, json.dumps(about, indent=1))  # first: killed here, the folder is still this run's
     for name, experiment in recipe.stages.items():
         write_atomically(workdir / name / "config.txt", to_text(experiment))
         write_atomically(workdir / name / "model.json", json.dumps(asdict(experiment.model), indent=1))
-    about = {"name": recipe.name, "stages": list(recipe.stages)} | environment
-    write_atomically(identity, json.dumps(about, indent=1))
 
 
 def _check_same(recipe: Recipe, workdir: Path) -> None:

@@ -73,7 +73,7 @@ def log_residuals(runs: Runs, law: Law) -> np.ndarray:
     return np.log(runs.loss) - np.log(law.loss(runs.n, runs.d))
 
 
-def predictive(runs: Runs, law: Law, draws: Law, n: Any, d: Any, *, seed: int = 0) -> np.ndarray:
+def predictive(runs: Runs, law: Law, draws: Law, n: Any, d: Any, *, seed: int) -> np.ndarray:
     """f64[R, ...], losses that a new run at (n, d) might show: a drawn law times a drawn residual."""
     rng = np.random.default_rng(seed)
     noise = rng.choice(inflation(runs) * log_residuals(runs, law), size=len(draws.E))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.choices import check_numbers
+from gptjax.choices import check_choices, check_numbers
 from gptjax.scaling.bootstrap import Method, Resampling, bootstrap, inflation, interval, log_residuals
 from gptjax.scaling.law import PARAMETERS, Law
 from gptjax.scaling.robust import robust_fit
@@ -30,6 +30,7 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.draws < 40:
             raise ValueError(f"draws must be at least 40 to have a 95 % interval, got {self.draws}")
         check_numbers(self, positive=("delta",))

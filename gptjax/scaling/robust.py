@@ -26,7 +26,7 @@ def starts() -> np.ndarray:
     return np.array(list(itertools.product(a, a, e, exponent, exponent)))
 
 
-def robust_fit(n: np.ndarray, d: np.ndarray, loss: np.ndarray, penalty: Penalty, *, delta: float = 1e-3) -> Solution:
+def robust_fit(n: np.ndarray, d: np.ndarray, loss: np.ndarray, penalty: Penalty, *, delta: float) -> Solution:
     """The law of least sum of Huber or absolute deviations of log loss.
 
     Args:

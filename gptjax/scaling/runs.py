@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ class Runs:
         lists = {name: [getattr(self, name)[i] for i in index] for name in ("names", "rows")}
         return dataclasses.replace(self, **arrays, **lists)
 
-    @property
+    @cached_property
     def flops_per_parameter_token(self) -> float:
         """k of C = k N D, the geometric mean over the runs: 6 under the usual approximation."""
         return float(np.exp(np.mean(np.log(self.c) - np.log(self.n) - np.log(self.d))))
 
-    @property
+    @cached_property
     def budget(self) -> np.ndarray:
         """i64[M], number of the budget that each run belongs to, from the smallest: C without a gap is one budget."""
         order = np.argsort(self.c)
@@ -74,7 +75,7 @@ class Runs:
         numbers[order] = np.concatenate([[0], np.cumsum(gaps)])
         return numbers
 
-    @property
+    @cached_property
     def budgets(self) -> "list[Runs]":
         """The runs of each budget, from the smallest."""
         numbers = self.budget
@@ -191,8 +192,8 @@ def _distinct(
     path: Path, kept: list[tuple[str, dict[str, Any]]], columns: Columns, notes: list[str]
 ) -> list[tuple[str, dict[str, Any]]]:
     """Without exact repeats; a run that has two losses is an error."""
-    seen: dict[str, tuple[str, dict[str, Any]]] = {}
-    names: dict[str, dict[str, Any]] = {}
+    seen: set[str] = set()
+    names: set[str] = set()
     found = []
     for name, row in kept:
         text = json.dumps(row, sort_keys=True, default=str)
@@ -201,7 +202,8 @@ def _distinct(
             continue
         if "run" in row and name in names:
             raise ValueError(f"{path}: run {name!r} is there twice with different values: keep one of them")
-        seen[text], names[name] = (name, row), row
+        seen.add(text)
+        names.add(name)
         found.append((name, row))
     return found
 

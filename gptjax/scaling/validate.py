@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,10 +122,7 @@ def holdout(runs: Runs, config: FitConfig, budgets: int = 1) -> list[Prediction]
 def rolling_origin(runs: Runs, config: FitConfig) -> list[Prediction]:
     """For each budget from the third on: fit on all smaller ones, predict it. Fits that are impossible are left out."""
     found = []
-    for i, part in enumerate(runs.budgets[2:], 2):
-        try:
-            fitted = fit(runs.take(runs.budget < i), config)
-        except ValueError:
-            continue
-        found.append(_predicted(fitted, part))
+    for last in range(2, len(runs.budgets)):
+        with suppress(ValueError):
+            found += holdout(runs.take(runs.budget <= last), config)
     return found

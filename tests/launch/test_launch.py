@@ -177,30 +177,35 @@ def test_skypilot_restarts_on_crashes_and_preemptions_only():
 
 
 GCLOUD = r"""
+fail() { echo "ERROR: (gcloud) $1" >&2; exit 1; }
 echo "$*" >>"$HERE/calls"
 case "$*" in
-*"queued-resources describe"*)
-    line=$(head -n1 "$HERE/states")
-    [ "$(wc -l <"$HERE/states")" -gt 1 ] && sed -i 1d "$HERE/states"
-    [ "$line" = ABSENT ] && exit 1
-    echo "$line" ;;
-*"tpu-vm describe"*) echo "10.0.0.1;10.0.0.2" ;;
-*"cat /shared"*)
-    line=$(head -n1 "$HERE/verdicts")
-    [ "$(wc -l <"$HERE/verdicts")" -gt 1 ] && sed -i 1d "$HERE/verdicts"
-    printf '%b' "$line" ;;
+*"queued-resources describe"*) list=states ;;
+*"tpu-vm describe"*) list=workers ;;
+*"cat /shared"*) list=verdicts ;;
+*) exit 0 ;;
+esac
+line=$(head -n1 "$HERE/$list")
+[ "$(wc -l <"$HERE/$list")" -gt 1 ] && sed -i 1d "$HERE/$list"
+case "$line" in
+ABSENT) fail "NOT_FOUND: Resource 'n' was not found" ;;
+OFFLINE) fail "Unable to find the server" ;;
+*) printf '%b' "$line" ;;
 esac
 """
 
 
-def gcloud(folder: Path, states: list[str], verdicts: list[str]):
+def gcloud(folder: Path, states: list[str], verdicts: list[str], workers: tuple[str, ...] = ("10.0.0.1;10.0.0.2",)):
     script(folder / "gcloud", GCLOUD)
-    (folder / "states").write_text("".join(f"{state}\n" for state in states))
-    (folder / "verdicts").write_text("".join(f"{verdict}\n" for verdict in verdicts))
+    (folder / "temporary").mkdir()
+    for name, lines in (("states", states), ("verdicts", verdicts), ("workers", workers)):
+        (folder / name).write_text("".join(f"{line}\n" for line in lines))
     settings = {"PROJECT": "p", "ZONE": "z", "NAME": "n", "ACCELERATOR": "v5litepod-8", "RUNTIME": "r", "NFS": "h:/s"}
     (folder / "repository").mkdir()
     command = ["bash", "-c", f"cd {folder}/repository && {LAUNCH}/gcloud.sh e.py --mesh.fsdp 8"]
-    return run(command, path=folder, POLL_SECONDS="0", **settings)
+    done = run(command, path=folder, POLL_SECONDS="0", TMPDIR=str(folder / "temporary"), **settings)
+    assert list((folder / "temporary").iterdir()) == []
+    return done
 
 
 def verbs(folder: Path) -> list[str]:
@@ -221,6 +226,16 @@ def test_the_codes_that_were_read_once_are_those_it_ends_with(tmp_path):
     done = gcloud(tmp_path, ["ABSENT", "ACTIVE"], ["0\\n0\\n", ""])
     assert done.returncode == 0
     assert verbs(tmp_path) == ["create", "restart.sh", "delete"]
+
+
+def test_a_question_that_nobody_answers_is_asked_again(tmp_path):
+    # a slice that is taken for absent would be asked for twice, one whose workers are not known ended too early
+    states, verdicts = ["ABSENT", "ACTIVE", "OFFLINE", "ACTIVE"], ["0\\n", "0\\n0\\n"]
+    done = gcloud(tmp_path, states, verdicts, ("OFFLINE", "10.0.0.1;10.0.0.2"))
+    assert done.returncode == 0
+    assert verbs(tmp_path) == ["create", "restart.sh", "delete"]
+    assert sum("cat /shared" in call for call in calls(tmp_path)) == 2
+    assert "Unable to find the server\nthe slice is UNKNOWN" in done.stderr
 
 
 @pytest.mark.parametrize("code", [2, 70])

@@ -48,7 +48,8 @@ def test_a_few_losses_are_no_ground_for_a_spike():
         ({"bad_steps": 0}, "faults.bad_steps must be at least 1, got 0"),
         ({"replay_every": 0}, "faults.replay_every must be at least 1, got 0"),
         ({"rollbacks": -1}, "faults.rollbacks must not be negative, got -1"),
-        ({"stall_seconds": 0.0}, "faults.stall_seconds must be positive and finite, got 0.0"),
+        ({"stall_seconds": 0.0}, "faults.stall_seconds must be positive, got 0.0"),
+        ({"stall_seconds": float("inf")}, "faults.stall_seconds must be finite, got inf"),
         ({"spike_deviations": NAN}, "faults.spike_deviations must be positive"),
     ],
 )

@@ -15,7 +15,9 @@ import pytest
 from gptjax import cli
 from gptjax.data.load_tokenizer import load_tokenizer
 from gptjax.data.shards import Shards
-from gptjax.data.tokenizer import train_tokenizer
+from gptjax.data.tokenizer import Tokenizer, train_tokenizer
+from gptjax.files import write_atomically
+from gptjax.run import tokenization
 from gptjax.run.tokenization import TokenizeConfig, tokenize
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -107,6 +109,24 @@ def test_what_is_missing_or_damaged_is_made_again(corpus, whole, tmp_path):
     tokenize(corpus, folder, corpus / "tokenizer.model", CONFIG)
     assert contents(folder) == contents(whole)
     assert (folder / "train-00000.array_record").stat().st_mtime_ns == untouched
+
+
+def test_killed_as_soon_as_it_wrote_something_it_goes_on(corpus, whole, tmp_path, monkeypatch):
+    def dying(write):
+        def wrapped(*arguments):
+            write(*arguments)
+            raise KeyboardInterrupt
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenization, "write_atomically", dying(write_atomically))
+        patch.setattr(Tokenizer, "save", dying(Tokenizer.save))
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(corpus, tmp_path / "rows", corpus / "tokenizer.model", CONFIG)
+    assert len(contents(tmp_path / "rows")) == 1
+    tokenize(corpus, tmp_path / "rows", corpus / "tokenizer.model", CONFIG)
+    assert contents(tmp_path / "rows") == contents(whole)
 
 
 @pytest.mark.slow

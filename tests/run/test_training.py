@@ -22,6 +22,7 @@ from gptjax.run.exits import NumericalFaultError, Preempted
 from gptjax.run.experiment import Experiment, build_task, setup_of
 from gptjax.run.faults import FaultsConfig, repeated
 from gptjax.run.mesh import MeshConfig, make_mesh
+from gptjax.run.meter import Meter
 from gptjax.run.metrics import MetricsLog, read_metrics
 from gptjax.run.stop import Stop
 from gptjax.run.task import Task
@@ -232,6 +233,27 @@ def test_many_bad_batches_in_a_row_are_passed_over(crash, tmp_path, one_device):
     assert bits(state.params) == bits(expected.params)
     assert bits(state.opt_state) == bits(expected.opt_state)
     assert log_values(tmp_path / "bad" / "metrics.jsonl") == log_values(tmp_path / "clean" / "metrics.jsonl")
+
+
+def test_neither_compiling_nor_going_back_counts_as_the_time_of_a_step(tmp_path, one_device, monkeypatch):
+    # by a clock that goes a second with every batch, and far ahead with what is no step
+    seconds, data, restore = [0.0], spoiled(set(range(12, 17))), Checkpoints.restore
+
+    def passing(length, function):
+        def wrapped(*arguments, **options):
+            seconds[0] += length
+            return function(*arguments, **options)
+
+        return wrapped
+
+    monkeypatch.setattr("gptjax.run.training.Meter", lambda *figures: Meter(*figures, clock=lambda: seconds[0]))
+    monkeypatch.setattr(Checkpoints, "restore", passing(1000.0, restore))
+    task = toy(data=passing(1.0, data), step=passing(1000.0, step))
+    _, about = run(tmp_path, task, experiment(save_every=10, evaluate_every=None))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    speeds = {row["step"]: row["perf/seconds_per_step"] for row in rows if "perf/seconds_per_step" in row}
+    assert about["rollbacks"] == 1
+    assert speeds == {10: 0.9, 20: 1.0, 30: 1.0}  # the first of all batches comes before compiling
 
 
 def test_a_spike_of_the_loss_is_passed_over_if_asked_for(tmp_path, one_device, capsys):

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from gptjax.files import write_atomically
 from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
+from gptjax.run import workdir
 from gptjax.run.experiment import Experiment, Recipe
 from gptjax.run.mesh import MeshConfig
 from gptjax.run.tasks.lm import LmTask
@@ -48,3 +50,20 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="is not empty and holds no run"):
         claim(recipe(), tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("files", [1, 2, 3])
+def test_killed_between_its_files_it_goes_on(files, tmp_path, monkeypatch):
+    written = []
+
+    def dying(path, text):
+        write_atomically(path, text)
+        written.append(path)
+        if len(written) == files:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(workdir, "write_atomically", dying)
+    with pytest.raises(KeyboardInterrupt):
+        claim(recipe(), tmp_path / "run", {})
+    claim(recipe(), tmp_path / "run", {})
+    assert {path.name for path in (tmp_path / "run").rglob("*.*")} == {"recipe.json", "config.txt", "model.json"}

@@ -214,7 +214,7 @@ def test_intervals_of_a_single_noisy_grid_hold_the_truth():
     assert fitted.rms_log_residual == pytest.approx(0.005, rel=0.3)
 
 
-@pytest.mark.parametrize(("field", "value"), [("draws", 10), ("delta", 0.0)])
+@pytest.mark.parametrize(("field", "value"), [("draws", 10), ("delta", 0.0), ("method", "hubr"), ("resampling", "no")])
 def test_a_setting_out_of_range_is_refused(field, value):
     with pytest.raises(ValueError, match=field):
         FitConfig(**{field: value})

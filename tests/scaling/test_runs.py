@@ -96,3 +96,4 @@ def test_the_factor_between_c_and_nd_is_measured():
 def test_the_runs_of_each_budget_come_from_the_smallest():
     runs = runs_of(np.arange(1.0, 6.0), np.ones(5), np.ones(5), np.array([2.1, 1.0, 1.05, 2.0, 1.1]))
     assert [part.n.tolist() for part in runs.budgets] == [[2.0, 3.0, 5.0], [1.0, 4.0]]
+    assert [part.budget.tolist() for part in runs.budgets] == [[0, 0, 0], [0, 0]]  # their own, not what was taken from

@@ -21,9 +21,10 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> bool:
     from gptjax.run.progress import status
 
     stages = load_recipe(args.file, overrides).stages
-    if (args.stage or next(iter(stages))) not in stages or (args.stage is None and len(stages) > 1):
-        raise ValueError(f"--stage must be one of {', '.join(stages)}, got {args.stage}")
-    experiment = stages[args.stage or next(iter(stages))]
+    name = next(iter(stages)) if args.stage is None and len(stages) == 1 else args.stage
+    if name not in stages:
+        raise ValueError(f"--stage must be one of {', '.join(stages)}, got {name}")
+    experiment = stages[name]
     found, fits = {}, True
     for topology in args.topology:
         devices = topology_devices(topology, args.slices)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from gptjax.run.chips import Chip, chip
 from gptjax.run.experiment import Experiment, check_layout, outline_task, setup_of
-from gptjax.run.mesh import make_mesh, with_specs
+from gptjax.run.mesh import count_slices, make_mesh, with_specs
 from gptjax.run.plan import hlo
 from gptjax.run.plan.memory_traffic import memory_traffic
 from gptjax.run.record import first_line
@@ -236,8 +236,7 @@ def axes_of(members: tuple[int, ...], mesh: Mesh) -> tuple[str, ...]:
 
 
 def _network(members: tuple[int, ...], mesh: Mesh) -> str:
-    slices = {getattr(mesh.devices.flat[member], "slice_index", 0) for member in members}
-    return "dcn" if len(slices) > 1 else "ici"
+    return "dcn" if count_slices([mesh.devices.flat[member] for member in members]) > 1 else "ici"
 
 
 def _traffic(found: list[hlo.Collective], mesh: Mesh) -> list[Traffic]:

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptjax.run.experiment import Experiment
+from gptjax.run.mesh import count_slices
 from gptjax.run.plan.compile import ProgramPlan, plan_experiment
 from gptjax.run.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A change of the experiment, as options of the command line, and what it came to."""
+    """A change of an experiment, as options of the command line, and what it came to."""
 
     options: str
-    experiment: Experiment
     programs: list[ProgramPlan]
 
     @property
@@ -46,7 +46,7 @@ def smallest_change(experiment: Experiment, devices: list[Any]) -> Choice | None
     with Progress("searching", len(changes)) as progress:
         for number, (options, changed) in enumerate(changes, 1):
             try:
-                choice = Choice(options=options, experiment=changed, programs=plan_experiment(changed, devices))
+                choice = Choice(options=options, programs=plan_experiment(changed, devices))
             except ValueError:
                 continue  # this change does not go with the mesh
             finally:
@@ -86,14 +86,15 @@ def _remedies(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
                 yield with_option("--batch-size", str(rows)), dataclasses.replace(experiment, batch_size=rows)
 
 
-def layouts(experiment: Experiment, devices: int) -> Iterator[tuple[str, Experiment]]:
+def layouts(experiment: Experiment, devices: list[Any]) -> Iterator[tuple[str, Experiment]]:
     """Meshes of fsdp x tensor with two rematerialisation policies each, as options and experiments."""
     mesh = experiment.mesh
-    rest = mesh.expert * mesh.context * (mesh.data or 1)
+    data = mesh.data or count_slices(devices)  # only `data` may cross them
+    rest = mesh.expert * mesh.context * data
     for tensor in (1, 2, 4, 8):
-        if devices % (tensor * rest):
+        if len(devices) % (tensor * rest):
             continue
-        changed = dataclasses.replace(mesh, data=mesh.data or 1, fsdp=devices // (tensor * rest), tensor=tensor)
+        changed = dataclasses.replace(mesh, data=data, fsdp=len(devices) // (tensor * rest), tensor=tensor)
         for remat in ("full", "attention"):
             model = dataclasses.replace(experiment.model, remat=remat, spread_norms=tensor > 1)
             options = f"--mesh.fsdp {changed.fsdp} --mesh.tensor {tensor} --model.remat {remat}"
@@ -106,7 +107,7 @@ def ranked(experiment: Experiment, devices: list[Any]) -> list[Choice]:
 
     Where a layout fits, twice and four times the batch are tried too, as long as they do.
     """
-    tried = list(layouts(experiment, len(devices)))
+    tried = list(layouts(experiment, devices))
     found = []
     with Progress("searching", len(tried)) as progress:
         for number, (options, changed) in enumerate(tried, 1):
@@ -120,7 +121,7 @@ def _with_batches(options: str, experiment: Experiment, devices: list[Any]) -> I
     for factor in (1, 2, 4):
         changed = dataclasses.replace(experiment, batch_size=experiment.batch_size * factor)
         named = options if factor == 1 else f"{options} --batch-size {changed.batch_size}"
-        choice = Choice(options=named, experiment=changed, programs=plan_experiment(changed, devices))
+        choice = Choice(options=named, programs=plan_experiment(changed, devices))
         yield choice
         is_known = choice.tokens_per_second is not None
         if choice.missing or not is_known or not _batch_is_free(experiment):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
 
+_WIDTH = 5.2  # inches; shown at up to 660 CSS pixels, so 9.5 points are 17 pixels there and 9 on a phone
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c8590b", "#2c7a4b", "#6b7280"
 _STYLE: Any = {
     "figure.facecolor": "none",
@@ -48,6 +49,14 @@ def styled(draw: Callable[..., _T]) -> Callable[..., _T]:
             return draw(*args, **kwargs)
 
     return styled
+
+
+def blank(rows: int = 1, columns: int = 1, *, height: float = 2.9) -> tuple[Any, list[Any]]:
+    """A figure of the house's width with its axes in reading order; height in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def picture(figure: Any, caption: str) -> Picture:

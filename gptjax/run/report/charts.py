@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from gptjax.run.report.chart_style import BLUE, GREEN, GREY, ORANGE, Picture
+from gptjax.run.report.chart_style import blank as _blank
 from gptjax.run.report.chart_style import picture as _picture
 from gptjax.run.report.chart_style import styled as _styled
 from gptjax.run.report.series import Rows, course, number, series, smooth
 
-_WIDTH = 5.2  # inches; shown at up to 660 CSS pixels, so 9.5 points are 17 pixels there and 9 on a phone
 _RAW_POINTS = 1200  # of a raw curve, which keeps a picture well under 100 kB
 _PANELS = {  # smaller pictures: metric -> what it is (unit)
     "optim/grad_norm": "gradient norm",
@@ -43,12 +43,12 @@ def curve(rows: Rows, key: str, label: str, unit: str, *, held_out: str | None =
     held_steps, held_values = series(rows, held_out) if held_out else (steps[:0], values[:0])
     if not len(values) and not len(held_values):
         return None
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = _blank()
     if len(values):
         _line(axes, steps, values, BLUE, f"training {label}")
     if len(held_values):
         axes.plot(held_steps, held_values, "o-", color=ORANGE, markersize=4, label=f"held-out {label}")
-    axes.set_ylabel(f"{label} ({unit})" if unit else f"{label} (fraction)")
+    axes.set(xlabel="update step", ylabel=f"{label} ({unit})" if unit else f"{label} (fraction)")
     axes.legend()
     sentence = course(f"The training {label}", steps, values, unit) if len(values) else ""
     if len(held_values):
@@ -62,7 +62,7 @@ def bits_per_byte(rows: Rows, evaluation: Mapping[str, Any]) -> Picture | None:
     steps, values = series(rows, "eval/bits_per_byte")
     if not len(values):
         return None
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = _blank()
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.plot(steps, values, "o-", color=BLUE, markersize=4, label="model")
     caption = f"The model needs {values[-1]:.3g} bits per held-out byte at step {steps[-1]:,.0f}"
@@ -74,7 +74,7 @@ def bits_per_byte(rows: Rows, evaluation: Mapping[str, Any]) -> Picture | None:
         caption += (
             f", {abs(values[-1] - xz):.3g} {'fewer' if values[-1] < xz else 'more'} than the xz compressor's {xz:.3g}"
         )
-    axes.set_ylabel("held-out text (bits per byte)")
+    axes.set(xlabel="update step", ylabel="held-out text (bits per byte)")
     axes.legend()
     return _picture(figure, caption + ".")
 
@@ -91,7 +91,7 @@ def accuracy_bars(evaluation: Mapping[str, Any]) -> Picture | None:
     bars = [(*names[key], value) for key in names if (value := number(evaluation.get(key))) is not None]
     if not bars:
         return None
-    figure, (axes,) = _figure(1, height=0.9 + 0.5 * len(bars))
+    figure, (axes,) = _blank(height=0.9 + 0.5 * len(bars))
     labels, colours, values = zip(*bars, strict=True)
     axes.barh(range(len(bars)), values, color=colours, height=0.6)
     axes.set_yticks(range(len(bars)), labels)
@@ -119,7 +119,7 @@ def reliability(evaluation: Mapping[str, Any]) -> Picture | None:
         return None
     confidence, accuracy, count = points.T
     low = min(0.5, confidence.min(), accuracy.min()) - 0.02
-    figure, (axes,) = _figure(1, height=3.4)
+    figure, (axes,) = _blank(height=3.4)
     axes.plot([low, 1], [low, 1], "--", color=GREY, linewidth=1.2, label="perfectly calibrated")
     axes.plot(confidence, accuracy, "-", color=BLUE, linewidth=1)
     axes.scatter(confidence, accuracy, s=15 + 160 * count / count.max(), color=BLUE, alpha=0.75, label="reward model")
@@ -143,7 +143,7 @@ def rewards_and_kl(rows: Rows, evaluation: Mapping[str, Any]) -> Picture | None:
     drawn = [(*wanted[key], *series([*before, *rows], key)) for key in wanted if len(series(rows, key)[1])]
     if not drawn:
         return None
-    figure, all_axes = _figure(len(drawn), height=0.6 + 1.45 * len(drawn))
+    figure, all_axes = _blank(len(drawn), height=0.6 + 1.45 * len(drawn))
     target = number(evaluation.get("kl_target_nats"))
     for axes, (name, unit, colour, steps, values) in zip(all_axes, drawn, strict=True):
         _line(axes, steps, values, colour, None)
@@ -151,6 +151,7 @@ def rewards_and_kl(rows: Rows, evaluation: Mapping[str, Any]) -> Picture | None:
         if unit == "nats per answer" and target is not None:
             axes.axhline(target, color=GREY, linestyle="--", linewidth=1.2, label=f"target {target:.3g} nats")
             axes.legend()
+    all_axes[-1].set_xlabel("update step")
     parts = [course(name, steps, values, unit) for name, unit, _, steps, values in drawn]
     return _picture(figure, ("; ".join(parts) + ".").replace("gold", "Gold", 1))
 
@@ -166,7 +167,7 @@ def frontier(rows: Rows, evaluation: Mapping[str, Any]) -> Picture | None:
     kl, gold, gold_sft = (number(evaluation.get(key)) for key in ("kl_nats", "gold_ppo", "gold_sft"))
     if not len(path_gold) and not len(best) and (kl is None or gold is None):
         return None
-    figure, (axes,) = _figure(1, height=3.4)
+    figure, (axes,) = _blank(height=3.4)
     parts = []
     if len(path_gold):
         axes.plot(
@@ -207,7 +208,7 @@ def panels(rows: Rows) -> Picture | None:
     if not drawn:
         return None
     n_rows = (len(drawn) + 1) // 2
-    figure, all_axes = _figure(n_rows, n_columns=2, height=0.4 + 1.5 * n_rows)
+    figure, all_axes = _blank(n_rows, 2, height=0.4 + 1.5 * n_rows)
     for axes, (label, steps, values) in zip(all_axes, drawn, strict=False):
         _line(axes, steps, values, BLUE, None)
         axes.set_title(label)
@@ -218,17 +219,6 @@ def panels(rows: Rows) -> Picture | None:
         axes.remove()
     last = ", ".join(f"{label.split(' (')[0]} {values[-1]:.3g}" for label, _, values in drawn)
     return _picture(figure, f"Last values, at step {max(steps[-1] for _, steps, _ in drawn):,.0f}: {last}.")
-
-
-def _figure(n_rows: int, *, n_columns: int = 1, height: float = 2.9) -> tuple[Any, list[Any]]:
-    """A figure with its axes in reading order, steps along the bottom ones."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    grid = figure.subplots(n_rows, n_columns, squeeze=False)
-    for axes in grid[-1]:
-        axes.set_xlabel("update step")
-    return figure, list(grid.flat)
 
 
 def _line(axes: Any, steps: np.ndarray, values: np.ndarray, colour: str, label: str | None) -> None:

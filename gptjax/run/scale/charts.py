@@ -7,15 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptjax.run.report.chart_style import BLUE, GREEN, GREY, ORANGE, Picture, picture, styled
+from gptjax.run.report.chart_style import BLUE, GREEN, GREY, ORANGE, Picture, blank, picture, styled
 from gptjax.scaling.bootstrap import log_residuals
 from gptjax.scaling.envelope import envelope
 from gptjax.scaling.fit import Fit
 from gptjax.scaling.isoflop import Minimum, PowerLaw
 from gptjax.scaling.runs import Runs
 from gptjax.scaling.validate import Prediction
-
-_WIDTH = 5.2  # inches, as in the other reports
 
 
 class Chart(NamedTuple):
@@ -28,11 +26,11 @@ class Chart(NamedTuple):
 
 
 @styled
-def isoflop_curves(fitted: Fit, minima: Sequence[Minimum]) -> Chart | None:
+def isoflop_curves(minima: Sequence[Minimum]) -> Chart | None:
     """Loss over size for every budget, with the local parabola and its minimum."""
     if not minima:
         return None
-    figure, (axes,) = _axes(3.6)
+    figure, (axes,) = blank(height=3.6)
     shades = _shades(len(minima))
     for shade, minimum in zip(shades, minima, strict=True):
         axes.plot(minimum.sizes, minimum.losses, "o", color=shade, markersize=4, label=f"{minimum.c:.2g} FLOPs")
@@ -61,23 +59,24 @@ def optimum(
     fitted: Fit, minima: Sequence[Minimum], lines: tuple[PowerLaw | None, PowerLaw | None], target: float | None
 ) -> Chart:
     """N*(C), D*(C) and tokens per parameter: minima, the line through them, and the law with its 95 % band."""
-    figure, all_axes = _axes(6.6, rows=3)
+    figure, all_axes = blank(rows=3, height=6.6)
     k = fitted.runs.flops_per_parameter_token
     last = max(float(fitted.runs.c.max()) * 3, target or 0.0)
     c = np.geomspace(float(fitted.runs.c.min()) / 1.5, last, 40)
     n, d = fitted.law.optimum(c, k)
     drawn = np.stack([np.stack(fitted.optimum_draws(value)) for value in c])  # [c, 2, R]
-    curves = {"N*": (n, drawn[:, 0]), "D*": (d, drawn[:, 1]), "D* / N*": (d / n, drawn[:, 1] / drawn[:, 0])}
+    curves = {  # the law, its draws, and what (N*, C) of a minimum comes to
+        "N*": (n, drawn[:, 0], lambda n, c: n),
+        "D*": (d, drawn[:, 1], lambda n, c: c / k / n),
+        "D* / N*": (d / n, drawn[:, 1] / drawn[:, 0], lambda n, c: c / k / n / n),
+    }
     table: dict[str, Sequence[Any]] = {"flops": c.tolist()}
     good = [(m.c, m.n, m.interval) for m in minima if m.n is not None]
-    for axes, (name, (middle, draws)) in zip(all_axes, curves.items(), strict=True):
+    for axes, (name, (middle, draws, shown)) in zip(all_axes, curves.items(), strict=True):
         low, high = np.nanpercentile(draws, [2.5, 97.5], axis=1)
         axes.fill_between(c, low, high, color=BLUE, alpha=0.15, linewidth=0)
         axes.plot(c, middle, color=BLUE, label="parametric law, 95 % band")
         for budget, size, bars in good:
-            shown = {"N*": (lambda x, b: x), "D*": (lambda x, b: b / k / x), "D* / N*": (lambda x, b: b / k / x / x)}[
-                name
-            ]
             if bars:
                 axes.plot([budget] * 2, [shown(x, budget) for x in bars], color=ORANGE, linewidth=1.2)
             axes.plot(budget, shown(size, budget), "o", color=ORANGE, markersize=4)
@@ -100,7 +99,7 @@ def optimum(
 @styled
 def frontier(fitted: Fit, predictions: Sequence[Prediction] = ()) -> Chart:
     """Loss over compute: runs, the training-curve envelope, the law's optimum, and held-out runs."""
-    figure, (axes,) = _axes(3.6)
+    figure, (axes,) = blank(height=3.6)
     runs = fitted.runs
     scatter = axes.scatter(runs.c, runs.loss, c=np.log10(runs.n), cmap="viridis", s=14, zorder=3)
     figure.colorbar(scatter, ax=axes, label="log10 parameters")
@@ -128,7 +127,7 @@ def frontier(fitted: Fit, predictions: Sequence[Prediction] = ()) -> Chart:
 @styled
 def residuals(fitted: Fit) -> Chart:
     """Observed over fitted loss against N, D and C."""
-    figure, all_axes = _axes(2.4, columns=3)
+    figure, all_axes = blank(columns=3, height=2.4)
     runs = fitted.runs
     percent = 100 * np.expm1(log_residuals(runs, fitted.law))
     for axes, values, name in zip(all_axes, (runs.n, runs.d, runs.c), ("parameters", "tokens", "FLOPs"), strict=True):
@@ -144,7 +143,7 @@ def residuals(fitted: Fit) -> Chart:
 @styled
 def draws(fitted: Fit) -> Chart:
     """Bootstrap draws of the two exponents and of the two terms."""
-    figure, all_axes = _axes(2.6, columns=3)
+    figure, all_axes = blank(columns=3, height=2.6)
     laws, law = fitted.draws, fitted.law
     panels = [("alpha", "beta", False), ("alpha", "A", True), ("beta", "B", True)]
     for axes, (x, y, log) in zip(all_axes, panels, strict=True):
@@ -164,7 +163,7 @@ def held_out(predictions: Sequence[Prediction]) -> Chart | None:
     """Signed error of every prediction over the compute ratio, beside its interval and the straight line's error."""
     if not predictions:
         return None
-    figure, (axes,) = _axes(3.0)
+    figure, (axes,) = blank(height=3.0)
     axes.axhline(0, color=GREY, linewidth=1)
     places = np.arange(len(predictions))
     errors = [100 * p.error for p in predictions]
@@ -196,7 +195,7 @@ def learning_rates(runs: Runs) -> Chart | None:
     if rate is None or width is None or len(np.unique(rate)) < 3:
         return None
     kinds = sorted(set(kind), reverse=True)
-    figure, all_axes = _axes(3.0, columns=len(kinds))
+    figure, all_axes = blank(columns=len(kinds), height=3.0)
     parts = []
     for axes, name in zip(all_axes, kinds, strict=True):
         mine = np.array([k == name for k in kind])
@@ -216,14 +215,6 @@ def learning_rates(runs: Runs) -> Chart | None:
     all_axes[0].set_ylabel("loss (nats per token)")
     table = {"peak_lr": rate.tolist(), "width": width.tolist(), "kind": kind, "loss": runs.loss.tolist()}
     return _chart("learning_rates", figure, "; ".join(parts) + ".", table)
-
-
-def _axes(height: float, *, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(grid.flat)
 
 
 def _shades(count: int) -> list[Any]:

@@ -32,7 +32,9 @@ def scale_validate(args: argparse.Namespace) -> None:
     runs, config = read(args), config_of(args)
     predictions = holdout(runs, config, args.holdout)
     rolling = rolling_origin(runs, config)
-    found = findings(runs, config)._replace(held_out=tuple(predictions), rolling=tuple(rolling))
+    found = None
+    if args.report is not None:
+        found = findings(runs, config)._replace(held_out=tuple(predictions), rolling=tuple(rolling))
     result = {
         "held_out": [prediction.asdict() for prediction in predictions],
         "rolling_origin": [prediction.asdict() for prediction in rolling],
@@ -127,9 +129,10 @@ def _other_forms(found: Findings) -> dict[str, Any]:
     return {"other_forms": forms}
 
 
-def _finish(args: argparse.Namespace, found: Findings, result: dict[str, Any]) -> None:
+def _finish(args: argparse.Namespace, found: Findings | None, result: dict[str, Any]) -> None:
+    """Write the report and print the JSON that were asked for; only a report needs findings."""
     result = _plain(result)
-    if args.report is not None:
+    if args.report is not None and found is not None:
         note(f"report: {write_scale_report(Path(args.report), found, result)}")
     if args.json:
         print(json.dumps(result, allow_nan=False))

@@ -158,19 +158,6 @@ def isoflop(
     return tuple(trunks)
 
 
-def size_by_tokens(
-    models: Mapping[str, ModelConfig], tokens: Sequence[int], template: Template, *, row_tokens: int, batch_tokens: int
-) -> tuple[Trunk, ...]:
-    """An N x D grid: every size at every number of tokens."""
-    trunks = []
-    for name, model in models.items():
-        horizons = tuple(round(count / batch_tokens) for count in sorted(tokens))
-        budgets = tuple(flops_per_token(model, row_tokens) * steps * batch_tokens for steps in horizons)
-        experiment = dataclasses.replace(template(model, batch_tokens), steps=horizons[-1])
-        trunks.append(Trunk(name=name, experiment=experiment, horizons=horizons, budgets=budgets))
-    return tuple(trunks)
-
-
 def rate_by_batch(
     models: Mapping[str, ModelConfig],
     rates: Sequence[float],

@@ -75,7 +75,7 @@ def _drawn(found: Findings) -> list[Chart]:
     target = found.recommendation.flops if found.recommendation else None
     predicted = [*found.held_out, *(one for one in found.rolling if one not in found.held_out)]
     drawn = [
-        charts.isoflop_curves(found.fit, found.minima),
+        charts.isoflop_curves(found.minima),
         charts.optimum(found.fit, found.minima, found.lines, target),
         charts.frontier(found.fit, found.held_out),
         charts.held_out(sorted(predicted, key=lambda prediction: prediction.c)),

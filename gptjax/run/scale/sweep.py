@@ -35,13 +35,13 @@ def scale_sweep(args: argparse.Namespace, overrides: list[str]) -> None:
     sweep = load_sweep(args.file)
     workdir = args.workdir or Path("runs") / sweep.name
     mine = _share(sweep.trunks, args.shard)
+    processes = (os.cpu_count() or 1) if args.processes is None else args.processes
+    if processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {processes}")
     if args.dry_run:
         _print_plan(sweep, args.json)
         return
     _claim(sweep, workdir)
-    processes = args.processes or os.cpu_count() or 1
-    if processes < 1:
-        raise ValueError(f"--processes must be at least 1, got {processes}")
     _train(args.file, mine, workdir, processes)
     rows = write_rows(sweep, workdir)
     complete = not any(unfinished(workdir, trunk) for trunk in sweep.trunks)
@@ -120,6 +120,8 @@ def _train(file: str, trunks: tuple[Trunk, ...], workdir: Path, processes: int) 
     finally:
         for worker in workers:
             worker.terminate()
+        for worker in workers:  # each saves first
+            worker.wait()
     failed = [trunk.name for trunk in waiting if unfinished(workdir, trunk)]
     if failed:
         slot = next((i for i, worker in enumerate(workers) if worker.returncode), 0)
@@ -133,7 +135,8 @@ def _train(file: str, trunks: tuple[Trunk, ...], workdir: Path, processes: int) 
 def _start(file: str, names: list[str], workdir: Path, slot: int, slots: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "gptjax.run.scale.worker", file, str(workdir), f"{slot}/{slots}", *names]
     with (workdir / f"worker_{slot}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        # a Ctrl-C is for this process alone: a worker that hears of it twice ends without a save
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, process_group=0)
 
 
 def _done(workdir: Path, trunks: tuple[Trunk, ...]) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -120,6 +121,15 @@ def test_a_search_ranks_layouts_and_doubles_the_batch_while_it_fits(monkeypatch,
         assert found[smaller]["missing"] == 0
         assert found[smaller]["peak"] < found[name]["peak"]
     assert not fits[-1]  # 500 kB are not enough for the largest
+
+
+@pytest.mark.parametrize(("options", "data"), [((), 2), (("--mesh.data", "4"), 4)])
+def test_of_several_slices_no_layout_but_data_crosses_them(options, data):
+    devices = [SimpleNamespace(slice_index=i // 8) for i in range(16)]
+    meshes = [changed.mesh for _, changed in search.layouts(tiny("experiment", *options), devices)]
+    assert [(mesh.data, mesh.fsdp, mesh.tensor) for mesh in meshes[::2]] == [
+        (data, 16 // data // tensor, tensor) for tensor in (1, 2, 4, 8) if data * tensor <= 16
+    ]
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,13 @@ def test_validate_puts_the_error_beside_the_interval(table, capsys):
     assert [round(p["c"] / 1e18) for p in found["rolling_origin"]] == [16, 64]
 
 
+def test_validate_fits_all_runs_for_a_report_alone(table, capsys, monkeypatch):
+    found = shown(capsys, "validate", table, "--report", "report")
+    assert Path("report/figures/held_out.svg").exists()
+    monkeypatch.setattr(command, "findings", None)
+    assert shown(capsys, "validate", table) == found
+
+
 def test_recommend_warns_on_stderr_about_a_far_extrapolation(table, capsys):
     cli.main(["scale", "recommend", table, "--flops", "1e23", "--draws", "60", "--json"])
     out, err = capsys.readouterr()

@@ -1,5 +1,6 @@
 """Sweeps: horizons and budgets by hand, rows from results alone, and what is refused."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -16,12 +17,13 @@ from gptjax.model.config import ModelConfig
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.run.experiment import Experiment
 from gptjax.run.scale import sweep as sweeping
-from gptjax.run.scale.grid import Sweep, Trunk, isoflop, rate_by_batch, size_by_tokens
+from gptjax.run.scale.grid import Sweep, Trunk, isoflop, rate_by_batch
 from gptjax.run.tasks.lm import LmTask
 from gptjax.scaling.accounting import flops_per_token
 from gptjax.scaling.runs import read_runs
 
 ROOT = Path(__file__).parents[3]
+MINI = ROOT / "experiments" / "isoflop_mini.py"
 MODEL = ModelConfig(vocab_size=256, layers=1, width=16, heads=1, max_length=32, activation="relu2", tied=False)
 
 
@@ -67,13 +69,16 @@ def test_an_isoflop_grid_spends_the_budgets():
     assert [(t.name, t.experiment.seed) for t in seeds] == [("s", 0), ("s_seed1", 1)]
 
 
-def test_the_other_grids_are_products():
-    (found,) = size_by_tokens({"a": MODEL}, [64_000, 6_400], template, row_tokens=32, batch_tokens=64)
-    assert found.horizons == (100, 1000)
+def test_a_grid_of_rates_and_batches_is_a_product():
     rates = rate_by_batch({"a": MODEL}, [0.1, 0.2], [64, 128], template, tokens=64_000, row_tokens=32)
     assert {(t.experiment.optimizer.peak_lr, t.batch_tokens, t.horizons) for t in rates} == {
         (rate, batch, (64_000 // batch,)) for rate in (0.1, 0.2) for batch in (64, 128)
     }
+
+
+def options(**changes):
+    given = {"file": f"{MINI}:ci", "workdir": None, "shard": "0/1", "processes": None, "dry_run": True, "json": True}
+    return argparse.Namespace(**given | changes)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +91,7 @@ def test_the_other_grids_are_products():
         (lambda: Sweep(name="s", trunks=()), "has no trunks"),
         (lambda: Sweep(name="s", trunks=(trunk(100),)).trunk("u"), "has no trunk 'u'"),
         (lambda: sweeping._share((trunk(100),), "2/2"), "--shard '2/2'"),
+        (lambda: sweeping.scale_sweep(options(processes=0), []), "--processes must be at least 1, got 0"),
     ],
 )
 def test_an_impossible_sweep_is_refused(make, words):
@@ -161,9 +167,33 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         sweeping._claim(Sweep(name="s", trunks=(trunk(100),)), tmp_path)
 
 
+def test_workers_are_told_once_to_stop_and_waited_for(tmp_path, monkeypatch):
+    # in groups of their own: what Ctrl-C in a terminal sends reaches the group of the sweep
+    told = []
+
+    class Worker:
+        def __init__(self, command, **options):
+            told.append(("start", options["process_group"]))
+
+        def poll(self):
+            raise KeyboardInterrupt
+
+        def terminate(self):
+            told.append("terminate")
+
+        def wait(self):
+            told.append("wait")
+
+    monkeypatch.setattr(sweeping.subprocess, "Popen", Worker)
+    trunks = (trunk(100), dataclasses.replace(trunk(100), name="u"))
+    with pytest.raises(KeyboardInterrupt):
+        sweeping._train("none.py", trunks, tmp_path, 2)
+    assert told == [("start", 0), ("start", 0), "terminate", "terminate", "wait", "wait"]
+
+
 @pytest.mark.parametrize("name", ["sweep", "full", "ci", "large_batch"])
 def test_the_sweeps_of_the_experiments_can_be_made(name):
-    made = sweeping.load_sweep(f"{ROOT / 'experiments' / 'isoflop_mini.py'}:{name}")
+    made = sweeping.load_sweep(f"{MINI}:{name}")
     total = sum(t.own_flops() for t in made.trunks)
     assert total < {"sweep": 1.1e13, "full": 1.6e14, "ci": 2e11, "large_batch": 2e13}[name]
     assert all(t.experiment.task.row_tokens == 128 for t in made.trunks)
@@ -218,7 +248,7 @@ def test_a_branch_is_the_run_from_scratch_and_a_second_call_does_nothing(tmp_pat
 
 @pytest.mark.slow
 def test_the_sweep_for_ci_survives_a_kill_and_claims_no_exponent(tmp_path):
-    target, workdir = f"{ROOT / 'experiments' / 'isoflop_mini.py'}:ci", tmp_path / "sweep"
+    target, workdir = f"{MINI}:ci", tmp_path / "sweep"
     alone = environment(tmp_path)
     command = [sys.executable, "-m", "gptjax", "scale"]
     sweep = [*command, "sweep", target, "--workdir", str(workdir), "--json"]
