@@ -40,7 +40,8 @@ class ModelConfig:
     which falls as 1 / H (None: heads are equally wide at all widths, and scores are scaled by H ** -.5 as ever).
     mup_base_layers: the same for depth (CompleteP): residual branches are scaled by base / layers.
     unroll: layers per iteration of the scan over layers. On a CPU, where XLA runs most of a loop's body on one core,
-    all of them at once halve the time of a step; on accelerators 1 keeps compiling short.
+    all of them at once halve the time of a step; on accelerators 1 keeps compiling short. Numbers between the two are
+    refused.
     """
 
     vocab_size: int
@@ -96,6 +97,10 @@ class ModelConfig:
             raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
         if self.positions == "rotary" and self.sizes["H"] % 2:
             raise ValueError(f"rotary positions need an even head width, got {self.sizes['H']}")
+        if 1 < self.unroll < self.layers:  # JAX splits the stack in a way that its explicit sharding does not know
+            raise ValueError(
+                f"model.unroll {self.unroll} lies between 1 and model.layers {self.layers}: set it to one of the two"
+            )
         for name in ("mup_base_layers", "mup_base_head_width"):
             if getattr(self, name) is not None and self.mup_base_width is None:
                 raise ValueError(f"model.{name} needs model.mup_base_width: its scaling is part of muP")

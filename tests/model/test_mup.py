@@ -29,7 +29,7 @@ def at(width, *, mup=True, **changes):
 
 def test_ratios_follow_role_and_letters():
     # width 4 times the base: matrices see 4 times as many inputs; 6 layers are 3 times the base of 2
-    ratios = language_model(at(128, layers=6, mup_base_layers=2)).ratios
+    ratios = language_model(at(128, layers=6, unroll=1, mup_base_layers=2)).ratios
     assert ratios["blocks"]["mlp"]["w_in_DF"] == Ratio(width=4.0, gradient=12.0)
     assert ratios["blocks"]["mlp_norm"]["scale_D"] == Ratio(width=1.0, gradient=12.0)
     whole = [ratios["embedding_VD"], ratios["unembedding_VD"], ratios["final_norm"]["scale_D"]]

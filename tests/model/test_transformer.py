@@ -193,6 +193,7 @@ def test_analytic_flops_are_those_of_an_unrolled_model(one_device):
         ({"kv_heads": 3}, "model.heads 4 is not a multiple of model.kv_heads 3"),
         ({"dropout": 1.0}, "model.dropout must lie in"),
         ({"layers": 0}, "model.layers must be at least 1, got 0"),
+        ({"layers": 4, "unroll": 2}, "model.unroll 2 lies between 1 and model.layers 4: set it to one of the two"),
         ({"head_width": 3}, "rotary positions need an even head width, got 3"),
     ],
 )
