@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--stage", help="which stage's model (default: the last one that can talk)")
         sub.add_argument("--temperature", type=float, default=0.7, help="0: the most likely token each time")
         sub.add_argument("--top-p", type=float, default=0.95, help="share of the probability that is kept")
-        sub.add_argument("--max-tokens", type=int, default=96, help="longest answer")
+        sub.add_argument("--max-tokens", type=int, help="longest answer (default: 96, or half of what the model reads)")
         sub.add_argument("--seed", type=int, default=0, help="of the draws")
         if name == "generate":
             sub.add_argument("--prompt", required=True, help="what to answer")

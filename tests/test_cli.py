@@ -70,6 +70,10 @@ def test_wrong_settings_are_named(capsys, options, parts):
         ("def recipe(:", "cannot be imported: SyntaxError"),
         ("import nosuchmodule", "cannot be imported: ModuleNotFoundError: No module named 'nosuchmodule'"),
         ("def train(): pass", "defines no function recipe or experiment; it has: train"),
+        (
+            "def recipe(x): return 3",
+            "mine.py:recipe cannot be called without arguments: missing",
+        ),
         ("def recipe(): return 3", "mine.py:recipe() returned int, not an Experiment or a Recipe"),
         ("def experiment(): return 3", "mine.py:experiment() returned int, not an Experiment or a Recipe"),
     ],

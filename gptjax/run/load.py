@@ -1,5 +1,6 @@
 """From a Python file and overrides to a Recipe."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,12 @@ def load(target: str, names: list[str], kinds: tuple[type, ...]) -> Any:
     chosen = next((name for name in names if callable(getattr(module, name, None))), None)
     if chosen is None:
         raise ValueError(f"{path} defines no function {' or '.join(names)}; it has: {functions_of(module)}")
-    found = getattr(module, chosen)()
+    function = getattr(module, chosen)
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise ValueError(f"{path}:{chosen} cannot be called without arguments: {error}") from None
+    found = function()
     if not isinstance(found, kinds):
         wanted = " or ".join(f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}" for kind in kinds)
         raise ValueError(f"{path}:{chosen}() returned {type(found).__name__}, not {wanted}")

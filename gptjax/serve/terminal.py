@@ -21,19 +21,22 @@ Type a message and press Enter. Ctrl-C stops an answer, Ctrl-D leaves.
 /help   this text
 /reset  forget what was said
 /quit   leave"""
+_LONGEST = 96  # tokens of an answer, if nothing else is asked for
 _NOT_SHOWN = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}, "\ufffd")  # a model must not steer the terminal
 
 
 def generate(args: argparse.Namespace) -> None:
     """Answer one prompt on stdout, as it is sampled; a pre-trained (lm) stage continues the text."""
-    sampling = _sampling(args)
+    _sampling(args, _LONGEST)  # a mistake is named before the model is loaded
     loaded = load(args.run, args.stage)
     tokenizer = loaded.tokenizer
     if loaded.task not in ANSWERING:
         ids = [tokenizer.bos_id, *tokenizer.encode(args.prompt)]
     else:
         ids = render_prompt([{"role": "user", "content": args.prompt}], tokenizer)
-    answer = Speaker(loaded, sampling, args.seed).answer(ids, 0, _discard if args.json else _write)
+    answer = Speaker(loaded, _sampling(args, loaded.config.max_length // 2), args.seed).answer(
+        ids, 0, _discard if args.json else _write
+    )
     if not args.json:
         _write("\n")
         return
@@ -43,14 +46,14 @@ def generate(args: argparse.Namespace) -> None:
 
 def chat(args: argparse.Namespace) -> None:
     """Read messages from stdin and answer each, until /quit or the end of the input."""
-    sampling = _sampling(args)
+    _sampling(args, _LONGEST)  # a mistake is named before the model is loaded
     loaded = load(args.run, args.stage)
     if loaded.task not in ANSWERING:
         raise ValueError(
             f"stage {loaded.stage!r} was not taught to answer: continue a text with `gptjax generate`, "
             f"or choose a stage that was with --stage, one of {', '.join(ANSWERING)}"
         )
-    conversation = Conversation(Speaker(loaded, sampling, args.seed))
+    conversation = Conversation(Speaker(loaded, _sampling(args, loaded.config.max_length // 2), args.seed))
     _notice(f"stage {loaded.stage} of {args.run}; /help lists commands")
     while (said := _ask()) not in (None, "/quit"):
         if said == "/help":
@@ -168,13 +171,15 @@ def _ask() -> str | None:
             _notice("Ctrl-D or /quit leaves")
 
 
-def _sampling(args: argparse.Namespace) -> SamplingConfig:
+def _sampling(args: argparse.Namespace, most: int) -> SamplingConfig:
+    """As asked for; answers of up to `most` tokens, and no more than usual, if it was not said."""
     if not math.isfinite(args.temperature):
         raise ValueError(f"--temperature must be finite, got {args.temperature}")
     if not 0 <= args.seed < 2**32:
         raise ValueError(f"--seed must lie in 0..{2**32 - 1}, got {args.seed}")
+    longest = min(_LONGEST, most) if args.max_tokens is None else args.max_tokens
     try:
-        return SamplingConfig(max_new_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p)
+        return SamplingConfig(max_new_tokens=longest, temperature=args.temperature, top_p=args.top_p)
     except ValueError as error:
         option = str(error).replace("sampling.max_new_tokens", "--max-tokens").replace("sampling.", "--")
         raise ValueError(option.replace("top_p", "top-p")) from None

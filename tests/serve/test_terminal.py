@@ -88,7 +88,9 @@ def said(monkeypatch):
     """Replaces sampling; every prompt given to the model is noted, every answer is "ok"."""
     prompts = []
 
-    def streamer(*args, end_id, **kwargs):
+    def streamer(*args, end_id, sampling, **kwargs):
+        said.sampling = sampling
+
         def stream(ids, key):
             prompts.append(list(ids))
             yield from (*said.tokens, end_id)
@@ -151,6 +153,12 @@ def test_generate_writes_the_answer_alone_on_stdout(run, tuned, said, capsys, mo
     assert generated(capsys, run) == "It adds 3.\n\n"
     found = json.loads(generated(capsys, run, "--json"))
     assert (found["answer"], found["ended"], found["tokens"]) == ("It adds 3.\n", True, len(said.tokens) + 1)
+
+
+def test_without_a_longest_answer_half_of_what_the_model_reads_is_left_for_the_prompt(run, said, capsys):
+    # the model has 96 positions, as many as an answer usually has tokens
+    cli.main(["generate", str(run), "--prompt", "What does 3 do?"])
+    assert said.sampling.max_new_tokens == 48
 
 
 def test_a_pretrained_stage_continues_the_text(run, said, capsys):
