@@ -35,9 +35,9 @@ def chosen_kernel(kernel: Kernel, *, queries: int, keys: int, width: int, dtype:
         )
     if kernel == "cudnn" and soft_cap is not None:
         raise ValueError("model.attention 'cudnn' knows no model.soft_cap: choose 'reference'")
-    # 256 on Hopper and later, which a plan without a device cannot know
-    paired = width <= _CUDNN_WIDTH and width % 8 == 0 and queries % 2 == 0 and keys % 2 == 0
-    if kernel == "cudnn" and not paired:
+    # jax._src.cudnn refuses the rest; from Hopper on it takes heads of up to 256, but a plan has no device to ask
+    served = width <= _CUDNN_WIDTH and width % 8 == 0 and queries % 2 == 0 and keys % 2 == 0
+    if kernel == "cudnn" and not served:
         raise ValueError(
             f"model.attention 'cudnn' works on heads of a multiple of 8 up to {_CUDNN_WIDTH} and on even rows, not on "
             f"heads of {width} and a row's {keys} tokens, {queries} on one device: change them or take 'auto'"
@@ -46,7 +46,7 @@ def chosen_kernel(kernel: Kernel, *, queries: int, keys: int, width: int, dtype:
         return kernel
     if platform() == "tpu" and tiled:
         return "splash"
-    if platform() in ("gpu", "cuda") and paired and soft_cap is None and dtype in (jnp.bfloat16, jnp.float16):
+    if platform() in ("gpu", "cuda") and served and soft_cap is None and dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
     return "reference"
 

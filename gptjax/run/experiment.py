@@ -176,14 +176,15 @@ def check_layout(experiment: Experiment, mesh: Mesh) -> None:
     for name in ("row_tokens", "prompt_tokens", "answer_tokens"):
         if (size := getattr(task, name, None)) is not None:
             spread.append((f"task.{name}", size, axes, context))
-    if (rollout := _rollout(experiment)) is not None:
+    rollout = _rollout(experiment)
+    if rollout is not None:
         name, config, minibatch = rollout
         spread.append((f"task.{name}.response_tokens", config.response_tokens, axes, context))
         spread.append((f"batch_size / task.{name}.minibatches", minibatch, "data x fsdp x expert", rows))
     for name, size, axis, pieces in spread:
         if size % pieces:
             raise ValueError(f"{name} {size} is not a multiple of the mesh's {axis} {pieces}: change one of them")
-    _check_microbatches(experiment, rows)
+    _check_microbatches(experiment, rollout, rows)
 
 
 _LENGTHS = (  # settings of tasks; what they add up to must fit in the model's context
@@ -212,7 +213,10 @@ def _setting(task: Any, name: str) -> Any:
     return reduce(lambda value, part: getattr(value, part, None), name.split("."), task)
 
 
-def _rollout(experiment: Experiment) -> tuple[str, PpoConfig | GrpoConfig, int] | None:
+_Rollout = tuple[str, PpoConfig | GrpoConfig, int]
+
+
+def _rollout(experiment: Experiment) -> _Rollout | None:
     """(name of the settings, settings, prompts of an update) of a stage that learns from rollouts.
 
     Raises:
@@ -235,10 +239,10 @@ def _rollout(experiment: Experiment) -> tuple[str, PpoConfig | GrpoConfig, int] 
     return None
 
 
-def _check_microbatches(experiment: Experiment, pieces: int) -> None:
+def _check_microbatches(experiment: Experiment, rollout: _Rollout | None, pieces: int) -> None:
     """Raise ValueError if the rows of an update do not make that many microbatches, or these do not fill the mesh."""
     name, size = "batch_size", experiment.batch_size
-    if (rollout := _rollout(experiment)) is not None:
+    if rollout is not None:
         kind, config, size = rollout
         name = f"batch_size / task.{kind}.minibatches"
         if isinstance(config, GrpoConfig):

@@ -34,9 +34,8 @@ def generate(args: argparse.Namespace) -> None:
         ids = [tokenizer.bos_id, *tokenizer.encode(args.prompt)]
     else:
         ids = render_prompt([{"role": "user", "content": args.prompt}], tokenizer)
-    answer = Speaker(loaded, _sampling(args, loaded.config.max_length // 2), args.seed).answer(
-        ids, 0, _discard if args.json else _write
-    )
+    speaker = Speaker(loaded, _sampling(args, loaded.config.max_length // 2), args.seed)
+    answer = speaker.answer(ids, 0, _discard if args.json else _write)
     if not args.json:
         _write("\n")
         return

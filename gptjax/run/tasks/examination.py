@@ -162,8 +162,9 @@ def _gain(after_BN: np.ndarray, before_BM: np.ndarray) -> dict[str, Any]:
 def _best_of_n(proxy_BN: np.ndarray, gold_BN: np.ndarray) -> list[dict[str, float]]:
     """Gold and proxy score of the best of n = 1, 2, 4, ... answers, over the prompts all of whose answers have both."""
     whole_B = np.isfinite(proxy_BN).all(1) & np.isfinite(gold_BN).all(1)
+    if not whole_B.any():
+        return []
     proxy_BN, gold_BN = proxy_BN[whole_B], gold_BN[whole_B]
-    powers = [2**power for power in range(proxy_BN.shape[1].bit_length()) if whole_B.any()]
     return [
         {
             "n": n,
@@ -171,5 +172,5 @@ def _best_of_n(proxy_BN: np.ndarray, gold_BN: np.ndarray) -> list[dict[str, floa
             "gold": best_of_n(proxy_BN, gold_BN, n),
             "proxy": best_of_n(proxy_BN, proxy_BN, n),
         }
-        for n in powers
+        for n in (2**power for power in range(proxy_BN.shape[1].bit_length()))
     ]

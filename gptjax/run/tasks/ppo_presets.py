@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from gptjax.optim.optimizer import OptimizerConfig
 from gptjax.train.ppo_config import PpoConfig
 
+_PROMPTS = 512  # of a rollout, in all three
+
 
 @dataclass(frozen=True, kw_only=True)
 class PpoPreset:
@@ -19,7 +21,7 @@ class PpoPreset:
     ppo: PpoConfig
     optimizer: OptimizerConfig
     value_optimizer: OptimizerConfig | None = None
-    batch_size: int = 512
+    batch_size: int = _PROMPTS
     steps: int
 
 
@@ -71,7 +73,7 @@ def ziegler() -> PpoPreset:
         missing_end_score=-1.0,
         whiten_rewards="minibatch",
     )
-    steps = 1_000_000 // 512 * ppo.updates
+    steps = 1_000_000 // _PROMPTS * ppo.updates
     return PpoPreset(ppo=ppo, optimizer=_linear(1e-5, eps_mode="tf"), steps=steps)
 
 
@@ -92,7 +94,7 @@ def n_plus() -> PpoPreset:
         value_coefficient=0.1,
         missing_end_score=-1.0,
     )
-    steps = 1_000_000 // 512 * ppo.updates
+    steps = 1_000_000 // _PROMPTS * ppo.updates
     return PpoPreset(ppo=ppo, optimizer=_linear(3e-6, eps_mode="paper"), steps=steps)
 
 
